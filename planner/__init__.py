@@ -1,0 +1,1 @@
+"""The planner: from a measured profile to a lookup table, with no GPU."""

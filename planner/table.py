@@ -1,0 +1,205 @@
+"""The plan: a lookup table from the server's state to a way of sharing the device.
+
+A state is (decode batch, KV tokens in use, prefill backlog in tokens). It is looked
+up at the smallest grid value that is not below it on each axis, and at the last value
+beyond the grid, so that a prediction errs on the side of more load.
+"""
+
+from bisect import bisect_left
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from nexus.profiles.documents import document_hash, read_document, write_document
+from nexus.profiles.schema import (
+    STRICT,
+    Count,
+    Machine,
+    Model,
+    Ms,
+    Positive,
+    Provenance,
+    Quantity,
+)
+
+PLAN_SCHEMA = "nexus.plan/1"
+
+Axis = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Mode:
+    """One way to share the device.
+
+    ``fused``: decode and up to ``chunk`` prompt tokens in one batch, on all SMs.
+    ``split``: prefill chunks of ``chunk`` on ``prefill_sms``, decode on ``decode_sms``.
+    ``overlap``: prefill confined to ``prefill_sms``, decode on all SMs with priority.
+    """
+
+    mode: Literal["fused", "split", "overlap"]
+    chunk: Positive
+    prefill_sms: Count = 0
+    decode_sms: Count = 0
+
+    @model_validator(mode="after")
+    def _has_its_sms(self) -> "Mode":
+        wants = {"fused": (False, False), "split": (True, True), "overlap": (True, False)}
+        if wants[self.mode] != (self.prefill_sms > 0, self.decode_sms > 0):
+            raise ValueError(f"{self.mode} and its prefill_sms or decode_sms disagree")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Such as ``fused-512``, ``split-84-48``, ``overlap-100``."""
+        if self.mode == "fused":
+            return f"fused-{self.chunk}"
+        if self.mode == "overlap":
+            return f"overlap-{self.prefill_sms}"
+        return f"split-{self.prefill_sms}-{self.decode_sms}"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Axes:
+    """The grid: increasing values of each part of the state."""
+
+    decode_batch: Axis
+    kv_tokens: Axis
+    prefill_backlog: Axis
+
+    @model_validator(mode="after")
+    def _increase(self) -> "Axes":
+        for name in ("decode_batch", "kv_tokens", "prefill_backlog"):
+            values = getattr(self, name)
+            if any(a >= b for a, b in zip(values, values[1:], strict=False)):
+                raise ValueError(f"axis {name} does not increase")
+        return self
+
+    def states(self) -> list[tuple[int, int, int]]:
+        """Every (decode_batch, kv_tokens, prefill_backlog) of the grid, in order."""
+        return list(product(self.decode_batch, self.kv_tokens, self.prefill_backlog))
+
+
+@dataclass(frozen=True, config=STRICT)
+class Row:
+    """One state, its mode, and what is predicted there.
+
+    ``tbt_ms``: the gap between a decode's tokens while this mode runs (0: no decodes);
+    ``prefill_tokens_per_s``: the rate at which the backlog drains (0: no backlog).
+    """
+
+    decode_batch: Count
+    kv_tokens: Count
+    prefill_backlog: Count
+    mode: str
+    tbt_ms: Quantity = 0.0
+    prefill_tokens_per_s: Quantity = 0.0
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """The row's key."""
+        return (self.decode_batch, self.kv_tokens, self.prefill_backlog)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Bounds:
+    """The service-level objective: time to first token and time between tokens."""
+
+    ttft_ms: Ms
+    tbt_ms: Ms
+
+
+@dataclass(frozen=True, config=STRICT)
+class Workload:
+    """What the plan was made for: mean lengths in tokens, and where they come from."""
+
+    source: str
+    input_tokens: Annotated[float, Field(gt=0)]
+    output_tokens: Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Prediction:
+    """What the planner expects of the whole plan; rates in requests per second."""
+
+    capacity_per_s: Quantity
+    baseline: str
+    baseline_capacity_per_s: Quantity
+    ttft_ms: Quantity
+    tbt_ms: Quantity
+    binding: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class Plan:
+    """A complete, self-consistent lookup table with its provenance and predictions."""
+
+    provenance: Provenance
+    profile_hash: str
+    machine: Machine
+    model: Model
+    bounds: Bounds
+    workload: Workload
+    policy: Literal["nexus", "nexus-paper", "fixed"]
+    prediction: Prediction
+    axes: Axes
+    modes: dict[str, Mode] = Field(min_length=1)
+    rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Plan":
+        for name, mode in self.modes.items():
+            if name != mode.name:
+                raise ValueError(f"mode {name!r} should be called {mode.name!r}")
+            if mode.prefill_sms + mode.decode_sms > self.machine.sms:
+                raise ValueError(f"mode {name!r} wants more than {self.machine.sms} SMs")
+        states = [row.state for row in self.rows]
+        if sorted(states) != self.axes.states():
+            missing = set(self.axes.states()) - set(states)
+            detail = f"no row for state {min(missing)}" if missing else "doubled or stray rows"
+            raise ValueError(f"the table does not cover its axes: {detail}")
+        for row in self.rows:
+            if row.mode not in self.modes:
+                raise ValueError(f"row {row.state} names an unknown mode {row.mode!r}")
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Identifies the plan's content."""
+        return document_hash(self, PLAN_SCHEMA)
+
+
+class Table:
+    """A plan indexed for lookups: a few comparisons a step, no allocation to speak of."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Index ``plan``'s rows; the plan is already validated."""
+        self.axes = plan.axes
+        self.modes = plan.modes
+        self._rows = {row.state: row for row in plan.rows}
+
+    def row(self, decode_batch: int, kv_tokens: int, prefill_backlog: int) -> Row:
+        """The row of a state, rounded up to the grid and clamped at its end."""
+        axes = self.axes
+        key = (
+            _at_or_above(axes.decode_batch, decode_batch),
+            _at_or_above(axes.kv_tokens, kv_tokens),
+            _at_or_above(axes.prefill_backlog, prefill_backlog),
+        )
+        return self._rows[key]
+
+
+def _at_or_above(axis: tuple[int, ...], value: int) -> int:
+    return axis[min(bisect_left(axis, value), len(axis) - 1)]
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a ``nexus.plan/1`` document; raises DocumentError."""
+    return read_document(path, Plan, PLAN_SCHEMA)
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write ``plan`` atomically; raises DocumentError."""
+    write_document(path, plan, PLAN_SCHEMA)

@@ -1,0 +1,1 @@
+"""Profiles: what was measured, how it is stored, and the measured ones that ship."""

@@ -1,0 +1,127 @@
+"""Reading and writing of versioned YAML documents (profiles and plans).
+
+One file is one mapping. Lists of rows are written one row a line, so that a
+document stays readable and diffs stay small. A document is validated on reading
+and written whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from nexus.errors import DocumentError
+
+T = TypeVar("T")
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LINE_WIDTH = 1_000_000  # a row never wraps
+
+
+def read_document(path: Path, kind: type[T], schema: str) -> T:
+    """Read and validate the document at ``path``.
+
+    ``schema`` is the tag that its ``schema`` field must carry, such as
+    ``nexus.profile/1``. Raises DocumentError, in one line, for anything else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DocumentError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"{path}: not a text file") from error
+    return parse_document(text, kind, schema, source=str(path))
+
+
+def parse_document(text: str, kind: type[T], schema: str, source: str) -> T:
+    """As ``read_document``, from ``text``; ``source`` names it in errors."""
+    try:
+        raw = yaml.load(text, Loader=_LOADER)  # noqa: S506  a safe loader either way
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise DocumentError(f"{source}: not YAML{where}") from error
+    if not isinstance(raw, dict):
+        raise DocumentError(f"{source}: not a {schema} document, but a {type(raw).__name__}")
+    tag = raw.pop("schema", None)
+    if tag != schema:
+        raise DocumentError(f"{source}: schema is {tag!r}, expected {schema!r}")
+    try:
+        # JSON is where pydantic's strict mode takes a list for a tuple, a mapping for a class.
+        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise DocumentError(f"{source}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, as ``field: what is wrong``."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"]) or "document"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where}: {first['msg']}{more}"
+
+
+def write_document(path: Path, document: Any, schema: str) -> None:
+    """Write ``document`` to ``path`` atomically."""
+    write_atomically(path, dump_document(document, schema))
+
+
+def dump_document(document: Any, schema: str) -> str:
+    """The YAML text of a pydantic dataclass instance; fields that are None are left out."""
+    data = TypeAdapter(type(document)).dump_python(document, mode="json", exclude_none=True)
+    parts = [f"schema: {schema}\n"]
+    for name, value in data.items():
+        if _is_table(value):
+            rows = "".join(f"- {_flow(row)}\n" for row in value)
+            parts.append(f"{name}:\n{rows}")
+        elif _is_map_of_rows(value):
+            rows = "".join(f"  {key}: {_flow(row)}\n" for key, row in value.items())
+            parts.append(f"{name}:\n{rows}")
+        else:
+            parts.append(yaml.safe_dump({name: value}, sort_keys=False, width=_LINE_WIDTH))
+    return "".join(parts)
+
+
+def document_hash(document: Any, schema: str) -> str:
+    """A short SHA-256 of what ``dump_document`` writes: equal content, equal hash."""
+    return hashlib.sha256(dump_document(document, schema).encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds all of it or what it held before."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise DocumentError(f"{path}: {error.strerror or error}") from error
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _is_map_of_rows(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(row, (dict, list)) for row in value.values())
+    )
+
+
+def _flow(row: Any) -> str:
+    text = yaml.safe_dump(row, default_flow_style=True, sort_keys=False, width=_LINE_WIDTH)
+    return str(text).strip()

@@ -1,0 +1,187 @@
+"""What a profile is: measured step times of one model on one machine.
+
+On a GPU ``sms`` counts streaming multiprocessors; on a CPU, cores stand in their
+place. Units are in the names: ``_ms`` milliseconds, ``_mhz``, ``_w``, ``_c``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from nexus.profiles.documents import document_hash, read_document, write_document
+
+PROFILE_SCHEMA = "nexus.profile/1"
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Ms = Annotated[float, Field(gt=0)]
+Quantity = Annotated[float, Field(ge=0)]
+
+SampleMode = Literal["prefill", "decode", "fused", "split", "overlap"]
+KernelClass = Literal["gemm", "attention", "norm_activation", "kv_write", "sampling", "other"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Machine:
+    """The device that was measured; ``sms`` is all it has (cores on a CPU)."""
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    sms: Positive
+    driver: str | None = None
+    cuda: str | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Model:
+    """The model that was measured; ``config_hash`` is over its architecture alone."""
+
+    name: str
+    config_hash: str
+    dtype: str
+    num_layers: Positive
+    hidden_size: Positive
+    num_heads: Positive
+    num_kv_heads: Positive
+    head_size: Positive
+    max_model_len: Positive
+
+
+@dataclass(frozen=True, config=STRICT)
+class Engine:
+    """The limits that vLLM ran with; ``kv_tokens`` is the size of its KV cache in tokens."""
+
+    max_num_batched_tokens: Positive
+    max_num_seqs: Positive
+    block_size: Positive
+    kv_tokens: Positive
+
+
+@dataclass(frozen=True, config=STRICT)
+class Provenance:
+    """Where, when, with what and by which command a document was made."""
+
+    created: str
+    command: str
+    software: dict[str, str]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Sample:
+    """One measured point: the time of one step of each phase that it has.
+
+    ``prefill`` and ``decode`` are one phase alone; ``fused`` is both in one batch
+    (both times are the step's); ``split`` and ``overlap`` are both at once on
+    ``prefill_sms`` and ``decode_sms`` (a decode step's time is then the TBT).
+    ``chunk`` is the prompt tokens of a prefill step, ``prefill_context`` the tokens
+    before them; ``decode_batch`` sequences hold ``decode_context`` tokens each. Times
+    are medians over ``repeats`` steps; a point that failed has ``error`` and no times.
+    """
+
+    mode: SampleMode
+    prefill_sms: Count
+    decode_sms: Count
+    chunk: Count = 0
+    prefill_context: Count = 0
+    decode_batch: Count = 0
+    decode_context: Count = 0
+    prefill_ms: Ms | None = None
+    prefill_p95_ms: Ms | None = None
+    decode_ms: Ms | None = None
+    decode_p95_ms: Ms | None = None
+    repeats: Count = 0
+    held_out: bool = False
+    sm_mhz: Quantity | None = None
+    power_w: Quantity | None = None
+    temperature_c: Quantity | None = None
+    error: str | None = None
+
+    @model_validator(mode="after")
+    def _has_its_phases(self) -> "Sample":
+        prefill, decode = self.mode != "decode", self.mode != "prefill"
+        if prefill != (self.chunk > 0) or prefill != (self.prefill_sms > 0):
+            raise ValueError(f"a {self.mode} sample and its chunk or prefill_sms disagree")
+        if decode != (self.decode_batch > 0) or decode != (self.decode_sms > 0):
+            raise ValueError(f"a {self.mode} sample and its decode_batch or decode_sms disagree")
+        if self.error is None:
+            if prefill != (self.prefill_ms is not None):
+                raise ValueError(f"a {self.mode} sample and its prefill_ms disagree")
+            if decode != (self.decode_ms is not None):
+                raise ValueError(f"a {self.mode} sample and its decode_ms disagree")
+        return self
+
+    @property
+    def key(self) -> tuple[str, int, int, int, int, int, int]:
+        """What identifies the point, whatever was measured there."""
+        return (
+            self.mode,
+            self.prefill_sms,
+            self.decode_sms,
+            self.chunk,
+            self.prefill_context,
+            self.decode_batch,
+            self.decode_context,
+        )
+
+
+@dataclass(frozen=True, config=STRICT)
+class KernelSample:
+    """Total device time of one kernel class in one solo step on ``sms`` SMs."""
+
+    phase: Literal["prefill", "decode"]
+    sms: Positive
+    chunk: Count
+    context: Count
+    batch: Count
+    kernel_class: KernelClass
+    count: Positive
+    ms: Ms
+
+
+@dataclass(frozen=True, config=STRICT)
+class Profile:
+    """One model's measured step times on one machine."""
+
+    provenance: Provenance
+    machine: Machine
+    model: Model
+    engine: Engine
+    samples: tuple[Sample, ...]
+    kernels: tuple[KernelSample, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_its_machine(self) -> "Profile":
+        most = self.machine.sms
+        for sample in self.samples:
+            if max(sample.prefill_sms, sample.decode_sms) > most:
+                raise ValueError(f"a sample uses more than the machine's {most} SMs")
+        return self
+
+    @property
+    def measured(self) -> tuple[Sample, ...]:
+        """The samples that succeeded."""
+        return tuple(sample for sample in self.samples if sample.error is None)
+
+    @property
+    def hash(self) -> str:
+        """Identifies the profile's content."""
+        return document_hash(self, PROFILE_SCHEMA)
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a ``nexus.profile/1`` document; raises DocumentError."""
+    return read_document(path, Profile, PROFILE_SCHEMA)
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """Write ``profile`` atomically; raises DocumentError."""
+    write_document(path, profile, PROFILE_SCHEMA)
+
+
+def held_in(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples that a model may be fitted to."""
+    return [sample for sample in samples if sample.error is None and not sample.held_out]

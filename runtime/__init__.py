@@ -1,0 +1,1 @@
+"""The runtime: applies a plan to every step of a vLLM server."""

@@ -1,0 +1,1 @@
+"""SM partitions: green contexts, MPS, and CPU cores in their place."""
