@@ -145,7 +145,7 @@ class Plan:
     policy: Literal["nexus", "nexus-paper", "fixed"]
     prediction: Prediction
     axes: Axes
-    modes: dict[str, Mode] = Field(min_length=1)
+    modes: Annotated[dict[str, Mode], Field(min_length=1)]
     rows: tuple[Row, ...]
 
     @model_validator(mode="after")
