@@ -17,6 +17,7 @@ from nexus.profiles.documents import document_hash, read_document, write_documen
 from nexus.profiles.schema import (
     STRICT,
     Count,
+    Engine,
     Machine,
     Model,
     Ms,
@@ -140,6 +141,7 @@ class Plan:
     profile_hash: str
     machine: Machine
     model: Model
+    engine: Engine
     bounds: Bounds
     workload: Workload
     policy: Literal["nexus", "nexus-paper", "fixed"]

@@ -59,6 +59,7 @@ class Engine:
     max_num_seqs: Positive
     block_size: Positive
     kv_tokens: Positive
+    enforce_eager: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)

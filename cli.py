@@ -1,0 +1,292 @@
+"""The ``nexus`` command: parse, call, print; nothing else."""
+
+import json
+import os
+import shlex
+import sys
+import warnings
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from nexus.errors import NexusError, UserError
+
+app = typer.Typer(
+    name="nexus",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Measure, plan and run the sharing of one GPU between prefill and decode, inside vLLM.",
+)
+# typer carries a click of its own; this is that click's UsageError.
+USAGE_ERROR: Any = typer.BadParameter.__base__
+err = Console(stderr=True, highlight=False)
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MODEL] [VLLM OPTION", help="A folder or hub id, then options."),
+]
+
+
+class PrefillOrder(StrEnum):
+    """How waiting prompts are ordered."""
+
+    spf = "spf"
+    fcfs = "fcfs"
+
+
+class PlanPolicy(StrEnum):
+    """Who decides the table."""
+
+    nexus = "nexus"
+    paper = "nexus-paper"
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is here and what Nexus can do with it.
+
+    Exit code 0 when `nexus serve` can run.
+
+    Example: nexus doctor --json
+    """
+    from nexus.runtime.doctor import can_serve, examine
+
+    findings = examine()
+    able = can_serve(findings)
+    if as_json:
+        body = {f.name: {"ok": f.ok, "seen": f.seen} for f in findings}
+        print(json.dumps({"can_serve": able, "findings": body}, indent=2))
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            print(f"{'ok' if finding.ok else '--'}  {finding.name:<{width}}  {finding.seen}")
+        print(f"nexus serve can{'' if able else 'not'} run here")
+    raise typer.Exit(0 if able else 1)
+
+
+@app.command(context_settings=PASS_ON)
+def profile(
+    rest: Rest = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
+        "profile.yaml"
+    ),
+    minutes: Annotated[float, typer.Option(help="Time for measuring, in minutes.", min=0.01)] = 5.0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a profile of something else.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show vLLM's log.")] = False,
+) -> None:
+    """Measure step latency against SM fraction (on a CPU: cores), in vLLM's own worker.
+
+    Ctrl-C keeps what was measured; the same command again goes on from there.
+
+    Example: nexus profile ./SmolLM2-135M-Instruct -o profile.yaml --enforce-eager
+    """
+    _quieten(verbose)
+    model, options = _model_and_options(rest)
+    model = model or _demo_model()
+    from nexus.profiler.session import open_session
+
+    with err.status("starting vLLM") as status:
+        with open_session(model, options, output, _command(), _now(), fresh=force) as session:
+            status.stop()
+            _measure(session, minutes, output)
+
+
+@app.command()
+def plan(
+    profile: Annotated[
+        Path | None, typer.Argument(help="A profile; else ./profile.yaml, else this GPU's own.")
+    ] = None,
+    ttft_ms: Annotated[float, typer.Option(help="Bound on time to first token.", min=0.001)] = 2000,
+    tbt_ms: Annotated[float, typer.Option(help="Bound on time between tokens.", min=0.001)] = 200,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
+        "plan.yaml"
+    ),
+    check: Annotated[bool, typer.Option("--check", help="Print the latency model's errors, no plan.")] = False,
+) -> None:
+    """Turn a profile into the table that serves best under the bounds. Needs no GPU.
+
+    Exit code 3 when nothing meets the bounds.
+
+    Example: nexus plan profile.yaml --ttft-ms 1000 --tbt-ms 25 -o plan.yaml
+    """
+    _plan(profile, ttft_ms, tbt_ms, output, check)
+
+
+@app.command(context_settings=PASS_ON)
+def serve(
+    rest: Rest = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="The plan; without it, stock vLLM.")
+    ] = None,
+    prefill_order: Annotated[
+        PrefillOrder, typer.Option(help="Waiting prompts: shortest first, aged, or as they come.")
+    ] = PrefillOrder.spf,
+    prefill_aging_tokens_per_s: Annotated[
+        float, typer.Option(help="What a second of waiting is worth in spf order.", min=0.0)
+    ] = 500.0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Serve another model or machine than the plan's.")
+    ] = False,
+) -> None:
+    """Serve with vLLM's OpenAI-compatible server, the plan applied to every step.
+
+    Every option of `vllm serve` is passed on (--port, --max-model-len, ...).
+
+    Example: nexus serve ./SmolLM2-135M-Instruct --table plan.yaml --port 8000
+    """
+    _quieten(verbose=True)
+    model, options = _model_and_options(rest)
+    from nexus.runtime.vllm.server import serve as run
+
+    if model is None and table is not None:
+        from nexus.planner.table import read_plan
+
+        model = read_plan(table).model.name
+        _assume(f"model {model} (the plan's)")
+    run(
+        model or _demo_model(),
+        options,
+        table,
+        prefill_order.value,
+        prefill_aging_tokens_per_s,
+        force,
+    )
+
+
+def main() -> None:
+    """Entry point; a user's mistake is one line on stderr."""
+    try:
+        status = app(standalone_mode=False)
+    except NexusError as error:
+        _die(str(error), error.exit_code)
+    except USAGE_ERROR as error:
+        _die(error.format_message(), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _die(message: str, exit_code: int) -> None:
+    print(f"nexus: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _plan(profile: Path | None, ttft_ms: float, tbt_ms: float, output: Path, check: bool) -> None:
+    from nexus.planner.latency import check as check_latency
+    from nexus.planner.solve import make_plan
+    from nexus.planner.table import Bounds, write_plan
+    from nexus.planner.verdict import describe
+    from nexus.profiles.schema import read_profile
+
+    path = profile or _profile_here()
+    measured = read_profile(path)
+    if check:
+        for line in check_latency(measured):
+            print(line)
+        return
+    made = make_plan(
+        measured, Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms), command=_command(), created=_now()
+    )
+    write_plan(output, made)
+    print(describe(made, measured))
+    print(f"wrote {output}: {len(made.rows)} states, modes {', '.join(made.modes)}")
+
+
+def _measure(session: Any, minutes: float, output: Path) -> None:
+    columns = (
+        TextColumn("measuring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[point]}"),
+    )
+    interrupted = False
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task("measuring", total=None, point="")
+
+        def show(done: int, total: int, sample: Any) -> None:
+            bar.update(task, completed=done, total=total, point=_point(sample))
+            if sample.error is not None:
+                bar.console.print(f"failed: {escape(_point(sample))}: {escape(sample.error)}")
+
+        try:
+            session.measure(minutes, show)
+        except KeyboardInterrupt:
+            interrupted = True
+    samples = session.profile.samples
+    failed = sum(sample.error is not None for sample in samples)
+    left = len(session.points()) - (len(samples) - failed)
+    print(f"wrote {output}: {len(samples) - failed} samples, {failed} failed, {left} left")
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _point(sample: Any) -> str:
+    parts = [sample.mode]
+    if sample.chunk:
+        parts.append(f"{sample.chunk} tokens at {sample.prefill_context}")
+    if sample.decode_batch:
+        parts.append(f"{sample.decode_batch} decodes at {sample.decode_context}")
+    return ", ".join(parts)
+
+
+def _model_and_options(rest: list[str] | None) -> tuple[str | None, list[str]]:
+    """The model, if the first word is one, and the options meant for vLLM."""
+    words = list(rest or [])
+    if words and not words[0].startswith("-"):
+        return words[0], words[1:]
+    return None, words
+
+
+def _demo_model() -> str:
+    from nexus.demo.model import ensure_demo_model
+
+    model = str(ensure_demo_model())
+    _assume(f"model {model} (the demo's)")
+    return model
+
+
+def _profile_here() -> Path:
+    here = Path("profile.yaml")
+    if here.exists():
+        _assume(f"profile {here}")
+        return here
+    from nexus.profiles.shipped import profile_of_this_machine
+
+    found = profile_of_this_machine()
+    if found is None:
+        raise UserError("no profile given, no ./profile.yaml, none shipped for this machine")
+    _assume(f"profile {found} (shipped)")
+    return found
+
+
+def _assume(what: str) -> None:
+    err.print(f"assuming {escape(what)}")
+
+
+def _quieten(verbose: bool) -> None:
+    if not verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _command() -> str:
+    return shlex.join(["nexus", *sys.argv[1:]])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    main()

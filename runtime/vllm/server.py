@@ -1,0 +1,115 @@
+"""``nexus serve``: vLLM's own server, with the plan plugged in."""
+
+import argparse
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from nexus.errors import EngineError, UserError
+from nexus.planner.table import Plan, read_plan
+from nexus.profiles.schema import Machine
+from nexus.runtime.machine import check_machine, check_model, config_hash, this_machine
+from nexus.runtime.policy import PrefillOrder
+from nexus.runtime.vllm.context import ServeContext
+from nexus.runtime.vllm.options import one_line, parse_serve, use_every_core, with_defaults
+
+SCHEDULERS = "nexus.runtime.vllm.scheduler"
+
+
+def serve(
+    model: str,
+    options: Sequence[str],
+    table: Path | None,
+    prefill_order: PrefillOrder,
+    aging_tokens_per_s: float,
+    force: bool,
+) -> None:
+    """Run the server until SIGINT or SIGTERM.
+
+    Without ``table`` it is stock vLLM (on a CPU with the memory defaults of
+    ``with_defaults``). Raises UserError before anything is started when the plan does
+    not fit the model or machine (unless ``force``), an option is refused, or the port
+    is taken.
+    """
+    machine = this_machine()
+    plan = None if table is None else read_plan(table)
+    if plan is not None and not force:
+        check_machine(plan.machine, machine, str(table))
+        check_model(plan.model, model, str(table))
+    elif plan is None:
+        config_hash(model)  # says that there is no such model before vLLM does at length
+    arguments = _arguments(model, options, plan, machine)
+    if plan is not None and table is not None:
+        _plug_in(arguments, plan, table, prefill_order, aging_tokens_per_s, machine)
+    _check_engine(arguments)
+    _check_port(arguments)
+    arguments.command.cmd(arguments)
+
+
+def _arguments(
+    model: str, options: Sequence[str], plan: Plan | None, machine: Machine
+) -> argparse.Namespace:
+    on_cpu = machine.device == "cpu"
+    if on_cpu:
+        use_every_core()
+    if plan is None:
+        return parse_serve(model, with_defaults(options, on_cpu))
+    return parse_serve(model, with_defaults(options, on_cpu, plan.model, plan.engine))
+
+
+def _plug_in(
+    arguments: argparse.Namespace,
+    plan: Plan,
+    table: Path,
+    prefill_order: PrefillOrder,
+    aging_tokens_per_s: float,
+    machine: Machine,
+) -> None:
+    taken = [
+        name
+        for name in ("scheduler_cls", "additional_config")
+        if getattr(arguments, name, None) not in (None, {})
+    ]
+    if taken:
+        raise EngineError(f"--{taken[0].replace('_', '-')} cannot be combined with --table")
+    if prefill_order == "spf" and arguments.scheduling_policy == "priority":
+        raise EngineError("--scheduling-policy priority needs --prefill-order fcfs")
+    lanes = sorted({mode.name for mode in plan.modes.values() if mode.mode != "fused"})
+    if lanes and machine.device == "cpu":
+        raise UserError(f"{table}: {lanes[0]} needs a GPU, and there is none here")
+    most = max(mode.chunk for mode in plan.modes.values())
+    if arguments.max_num_batched_tokens < most:
+        raise EngineError(
+            f"--max-num-batched-tokens {arguments.max_num_batched_tokens} is below the"
+            f" plan's largest chunk, {most}"
+        )
+    synchronous = machine.device == "cpu" or arguments.async_scheduling is False
+    name = "PlannedScheduler" if synchronous else "PlannedAsyncScheduler"
+    arguments.scheduler_cls = f"{SCHEDULERS}.{name}"
+    arguments.additional_config = ServeContext(table.resolve(), prefill_order, aging_tokens_per_s)
+
+
+def _check_engine(arguments: argparse.Namespace) -> None:
+    """Let vLLM refuse a bad combination of options here, in one line."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    try:
+        AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+    except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
+        raise EngineError(f"vLLM: {one_line(error)}") from error
+
+
+def _check_port(arguments: argparse.Namespace) -> None:
+    if getattr(arguments, "uds", None):
+        return
+    host = arguments.host or ""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, arguments.port))
+        except OSError as error:
+            where = f"port {arguments.port}" + (f" of {host}" if host else "")
+            raise EngineError(f"{where}: {os.strerror(error.errno or 0)}") from error
