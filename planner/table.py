@@ -6,7 +6,7 @@ beyond the grid, so that a prediction errs on the side of more load.
 """
 
 from bisect import bisect_left
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,7 +74,7 @@ class Axes:
     def _increase(self) -> "Axes":
         for name in ("decode_batch", "kv_tokens", "prefill_backlog"):
             values = getattr(self, name)
-            if any(a >= b for a, b in zip(values, values[1:], strict=False)):
+            if any(a >= b for a, b in pairwise(values)):
                 raise ValueError(f"axis {name} does not increase")
         return self
 

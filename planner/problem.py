@@ -1,0 +1,42 @@
+"""What a choice of modes rests on, in one value."""
+
+from dataclasses import dataclass
+
+from nexus.planner.capacity import Capacity, Traffic, solve_capacity, traffic_of
+from nexus.planner.frontier import Outcomes, States, evaluate
+from nexus.planner.latency import LatencyModel
+from nexus.planner.table import Bounds, Mode
+from nexus.planner.workload import Lengths
+from nexus.profiles.schema import Engine
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that a choice of modes rests on."""
+
+    model: LatencyModel
+    engine: Engine
+    bounds: Bounds
+    lengths: Lengths
+
+    def traffic(self, modes: list[Mode], bounds: Bounds | None = None) -> Traffic:
+        """What ``modes`` do in each level."""
+        bounds = bounds or self.bounds
+        return traffic_of(
+            self.model, modes, self.engine, self.lengths, bounds.ttft_ms, bounds.tbt_ms
+        )
+
+    def capacity(self, modes: list[Mode], bounds: Bounds | None = None) -> Capacity:
+        """The highest rate that any use of ``modes`` sustains."""
+        traffic = self.traffic(modes, bounds)
+        return solve_capacity(traffic, self.lengths.input_mean, self.lengths.decode_steps)
+
+    def outcomes(self, modes: list[Mode], states: list[tuple[int, int, int]]) -> Outcomes:
+        """What ``modes`` give in ``states``."""
+        return evaluate(
+            self.model,
+            modes,
+            States.of(states),
+            self.lengths.prompt_position,
+            self.engine.max_num_batched_tokens,
+        )

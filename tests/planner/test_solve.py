@@ -1,0 +1,66 @@
+"""Plans from a CPU profile: bounds hold, states are covered, infeasible bounds are refused."""
+
+import pytest
+
+from nexus.errors import DocumentError, InfeasibleError
+from nexus.planner.latency import check
+from nexus.planner.solve import make_plan
+from nexus.planner.table import Bounds, Table, Workload, read_plan, write_plan
+from nexus.planner.verdict import describe
+
+WORKLOAD = Workload(source="given means", input_tokens=200.0, output_tokens=60.0)
+
+
+def test_model_predicts_held_out_samples(cpu_profile):
+    held_out = [row for row in check(cpu_profile) if row.held_out]
+    assert {row.group for row in held_out} >= {"prefill 2 SMs", "decode 2 SMs", "fused"}
+    assert all(row.median_error < 0.08 for row in held_out)
+
+
+def test_tbt_holds_in_every_state_that_allows_it(exact_cpu_profile):
+    plan = make_plan(exact_cpu_profile, Bounds(2000.0, 250.0), WORKLOAD)
+    smallest = f"fused-{min(mode.chunk for mode in plan.modes.values())}"
+    for row in plan.rows:
+        assert row.tbt_ms <= 250.0 or row.mode == smallest
+
+
+def test_a_looser_tbt_takes_larger_chunks(exact_cpu_profile):
+    tight, loose = (
+        Table(make_plan(exact_cpu_profile, Bounds(2000.0, tbt), WORKLOAD)).row(4, 1000, 10_000)
+        for tbt in (120.0, 500.0)
+    )
+    assert int(tight.mode.removeprefix("fused-")) < int(loose.mode.removeprefix("fused-"))
+
+
+def test_infeasible_bounds_name_the_nearest(exact_cpu_profile):
+    with pytest.raises(InfeasibleError, match=r"TBT of 5 ms.*TTFT of 100 ms.*nearest bounds"):
+        make_plan(exact_cpu_profile, Bounds(100.0, 5.0), WORKLOAD)
+
+
+def test_nearest_bounds_are_feasible(exact_cpu_profile):
+    with pytest.raises(InfeasibleError) as error:
+        make_plan(exact_cpu_profile, Bounds(100.0, 5.0), WORKLOAD)
+    words = str(error.value).split()
+    ttft, tbt = (float(words[words.index(flag) + 1]) for flag in ("--ttft-ms", "--tbt-ms"))
+    assert make_plan(exact_cpu_profile, Bounds(ttft, tbt), WORKLOAD).rows
+
+
+def test_too_few_samples_is_one_line(exact_cpu_profile):
+    from dataclasses import replace
+
+    without = [sample for sample in exact_cpu_profile.samples if sample.mode != "fused"]
+    with pytest.raises(DocumentError, match="0 fused samples on all 2 SMs"):
+        make_plan(replace(exact_cpu_profile, samples=tuple(without)), Bounds(2000.0, 200.0))
+
+
+def test_plan_round_trips(cpu_profile, tmp_path):
+    plan = make_plan(cpu_profile, Bounds(2000.0, 250.0), WORKLOAD, created="now", command="c")
+    write_plan(tmp_path / "plan.yaml", plan)
+    assert read_plan(tmp_path / "plan.yaml") == plan
+
+
+def test_verdict_is_one_paragraph(cpu_profile):
+    text = describe(make_plan(cpu_profile, Bounds(2000.0, 250.0), WORKLOAD), cpu_profile)
+    assert "\n" not in text
+    assert "requests/s" in text
+    assert "no partitions to choose from" in text
