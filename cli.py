@@ -65,12 +65,12 @@ def doctor(
     able = can_serve(findings)
     if as_json:
         body = {f.name: {"ok": f.ok, "seen": f.seen} for f in findings}
-        print(json.dumps({"can_serve": able, "findings": body}, indent=2))
+        typer.echo(json.dumps({"can_serve": able, "findings": body}, indent=2))
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
-            print(f"{'ok' if finding.ok else '--'}  {finding.name:<{width}}  {finding.seen}")
-        print(f"nexus serve can{'' if able else 'not'} run here")
+            typer.echo(f"{'ok' if finding.ok else '--'}  {finding.name:<{width}}  {finding.seen}")
+        typer.echo(f"nexus serve can{'' if able else 'not'} run here")
     raise typer.Exit(0 if able else 1)
 
 
@@ -81,7 +81,9 @@ def profile(
         "profile.yaml"
     ),
     minutes: Annotated[float, typer.Option(help="Time for measuring, in minutes.", min=0.01)] = 5.0,
-    force: Annotated[bool, typer.Option("--force", help="Replace a profile of something else.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a profile of something else.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show vLLM's log.")] = False,
 ) -> None:
     """Measure step latency against SM fraction (on a CPU: cores), in vLLM's own worker.
@@ -95,10 +97,12 @@ def profile(
     model = model or _demo_model()
     from nexus.profiler.session import open_session
 
-    with err.status("starting vLLM") as status:
-        with open_session(model, options, output, _command(), _now(), fresh=force) as session:
-            status.stop()
-            _measure(session, minutes, output)
+    with (
+        err.status("starting vLLM") as status,
+        open_session(model, options, output, _command(), _now(), fresh=force) as session,
+    ):
+        status.stop()
+        _measure(session, minutes, output)
 
 
 @app.command()
@@ -111,7 +115,9 @@ def plan(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
         "plan.yaml"
     ),
-    check: Annotated[bool, typer.Option("--check", help="Print the latency model's errors, no plan.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Print the latency model's errors, no plan.")
+    ] = False,
 ) -> None:
     """Turn a profile into the table that serves best under the bounds. Needs no GPU.
 
@@ -177,7 +183,7 @@ def main() -> None:
 
 
 def _die(message: str, exit_code: int) -> None:
-    print(f"nexus: {' '.join(message.split())}", file=sys.stderr)
+    typer.echo(f"nexus: {' '.join(message.split())}", err=True)
     sys.exit(exit_code)
 
 
@@ -192,14 +198,14 @@ def _plan(profile: Path | None, ttft_ms: float, tbt_ms: float, output: Path, che
     measured = read_profile(path)
     if check:
         for line in check_latency(measured):
-            print(line)
+            typer.echo(line)
         return
     made = make_plan(
         measured, Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms), command=_command(), created=_now()
     )
     write_plan(output, made)
-    print(describe(made, measured))
-    print(f"wrote {output}: {len(made.rows)} states, modes {', '.join(made.modes)}")
+    typer.echo(describe(made, measured))
+    typer.echo(f"wrote {output}: {len(made.rows)} states, modes {', '.join(made.modes)}")
 
 
 def _measure(session: Any, minutes: float, output: Path) -> None:
@@ -226,7 +232,7 @@ def _measure(session: Any, minutes: float, output: Path) -> None:
     samples = session.profile.samples
     failed = sum(sample.error is not None for sample in samples)
     left = len(session.points()) - (len(samples) - failed)
-    print(f"wrote {output}: {len(samples) - failed} samples, {failed} failed, {left} left")
+    typer.echo(f"wrote {output}: {len(samples) - failed} samples, {failed} failed, {left} left")
     if interrupted:
         raise typer.Exit(130)
 

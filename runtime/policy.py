@@ -30,9 +30,9 @@ class State:
 class Policy:
     """Chooses each step's mode.
 
-    A mode is kept while the table still names it for the state rounded with
-    ``hysteresis`` in its favour: leaving takes a state that asks for another mode at
-    both ends of that band, so that noise around a grid line does not flap.
+    A partition is kept while the table names it anywhere within ``hysteresis`` of the
+    state, so that noise around a grid line does not flap. Chunks of fused modes follow
+    the table at every step, since changing one costs nothing.
     """
 
     def __init__(self, table: Table, hysteresis: float = 0.05) -> None:
@@ -45,14 +45,13 @@ class Policy:
         """The mode for a step in ``state``, with the row that predicts it."""
         row = self.table.row(state.decode_batch, state.kv_tokens, state.prefill_backlog)
         mode = self.table.modes[row.mode]
-        if self._mode is None or mode.mode == self._mode.mode == "fused":
-            self._mode = mode  # a chunk is free to change: no partition moves
-            return mode, row
-        if mode != self._mode:
-            shrunk = self._nearby(state, 1.0 - self.hysteresis)
-            if self.table.modes[shrunk.mode] == self._mode:
-                return self._mode, shrunk
-            self._mode = mode
+        kept = self._mode
+        if kept is not None and mode != kept and not mode.mode == kept.mode == "fused":
+            for factor in (1.0 - self.hysteresis, 1.0 + self.hysteresis):
+                near = self._nearby(state, factor)
+                if self.table.modes[near.mode] == kept:
+                    return kept, near
+        self._mode = mode
         return mode, row
 
     def _nearby(self, state: State, factor: float) -> Row:

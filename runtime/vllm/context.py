@@ -19,7 +19,7 @@ class ServeContext:
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
 
     def compute_hash(self) -> str:
-        """vLLM keys compiled graphs by this; a plan changes none of them."""
+        """What vLLM keys compiled graphs by; a plan changes none of them."""
         return "nexus"
 
     @classmethod

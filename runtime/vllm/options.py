@@ -74,7 +74,7 @@ def parse_serve(model: str, options: Sequence[str]) -> argparse.Namespace:
 
 
 def parse_engine(model: str, options: Sequence[str]) -> Any:
-    """vLLM's ``EngineArgs`` from the same options; raises EngineError."""
+    """The same options as vLLM's ``EngineArgs``; raises EngineError."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -1,0 +1,98 @@
+"""Real vLLM engines in this process, with and without a plan."""
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexus.planner.table import (
+    Axes,
+    Bounds,
+    Mode,
+    Plan,
+    Prediction,
+    Row,
+    Workload,
+    write_plan,
+)
+from nexus.profiles.schema import Engine, Machine, Model, Provenance
+
+KV_CACHE_BYTES = 1 << 28
+
+OpenEngine = Callable[..., Any]
+MakePlan = Callable[[Sequence[int]], Path]
+
+
+@pytest.fixture
+def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine:
+    """A context manager: ``open_engine(plan=None, order="spf", **llm_options)``."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+    @contextmanager
+    def open_one(plan: Path | None = None, order: str = "spf", **options: Any) -> Iterator[Any]:
+        from vllm import LLM
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        from nexus.runtime.vllm.context import ServeContext
+
+        scheduler = options.pop("scheduler", "PlannedScheduler")
+        aging = options.pop("aging", 500.0)
+        if plan is not None:
+            options["scheduler_cls"] = f"nexus.runtime.vllm.scheduler.{scheduler}"
+            options["additional_config"] = ServeContext(plan, order, aging)
+        defaults = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": KV_CACHE_BYTES,
+            "max_model_len": 2048,
+            "max_num_batched_tokens": 2048,
+            "max_num_seqs": 64,
+            "use_tqdm_on_load": False,
+        }
+        llm = LLM(model=str(tiny_model), **(defaults | options))
+        try:
+            yield llm
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            cleanup_dist_env_and_memory()
+            gc.collect()
+
+    return open_one
+
+
+@pytest.fixture
+def make_plan(tmp_path: Path) -> MakePlan:
+    """Writes a plan whose states take the given chunks in turn."""
+
+    def make(chunks: Sequence[int]) -> Path:
+        axes = Axes((0, 4, 16, 64), (0, 2_000, 1_000_000), (0, 64, 512, 8192))
+        modes = {f"fused-{chunk}": Mode("fused", chunk) for chunk in chunks}
+        names = list(modes)
+        rows = tuple(
+            Row(*state, mode=names[index % len(names)]) for index, state in enumerate(axes.states())
+        )
+        plan = Plan(
+            provenance=Provenance("2026-01-01T00:00:00+00:00", "test", {}),
+            profile_hash="0" * 16,
+            machine=Machine("cpu", "test", os.cpu_count() or 1),
+            model=Model("tiny", "0" * 16, "float32", 2, 64, 2, 1, 32, 4096),
+            engine=Engine(2048, 64, 128, 100_000),
+            bounds=Bounds(2000.0, 200.0),
+            workload=Workload("test", 100.0, 10.0),
+            policy="nexus",
+            prediction=Prediction(1.0, "fused-512", 1.0, 100.0, 10.0, "tbt"),
+            axes=axes,
+            modes=modes,
+            rows=rows,
+        )
+        path = tmp_path / f"plan-{'-'.join(map(str, chunks))}.yaml"
+        write_plan(path, plan)
+        return path
+
+    return make

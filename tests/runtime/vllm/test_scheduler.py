@@ -1,0 +1,184 @@
+"""The planned scheduler on real vLLM: same tokens, the plan's chunks, the plan's order."""
+
+import random
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+CHUNKS = [(16,), (1024,), (32, 300, 64)]
+
+
+def prompts(count: int, seed: int = 1) -> list[list[int]]:
+    generator = random.Random(seed)
+    lengths = [generator.choice((5, 20, 60, 200, 600, 1500)) for _ in range(count)]
+    return [[generator.randrange(3, 500) for _ in range(length)] for length in lengths]
+
+
+def generate(llm: Any, wanted: list[list[int]], max_tokens: int = 8) -> list[tuple[int, ...]]:
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+    outputs = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in wanted], params, use_tqdm=False
+    )
+    return [tuple(output.outputs[0].token_ids) for output in outputs]
+
+
+class Stepper:
+    """Drives an engine by hand, one step at a time, in the tests' own time."""
+
+    def __init__(self, llm: Any) -> None:
+        self.engine = llm.llm_engine
+        self.scheduler = self.engine.engine_core.engine_core.scheduler
+        self.steps: list[Any] = []
+        self.tokens: dict[str, list[int]] = {}
+        self.first_step: dict[str, int] = {}
+        schedule = self.scheduler.schedule
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            output = schedule(*args, **kwargs)
+            self.steps.append(output)
+            return output
+
+        self.scheduler.schedule = recorded
+
+    def add(self, name: str, prompt: list[int], arrival_s: float, max_tokens: int = 4) -> None:
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+        self.engine.add_request(name, {"prompt_token_ids": prompt}, params, arrival_time=arrival_s)
+
+    def step(self) -> None:
+        for output in self.engine.step():
+            name = output.request_id
+            self.tokens[name] = list(output.outputs[0].token_ids)
+            self.first_step.setdefault(name, len(self.steps))
+
+    def finish(self) -> None:
+        while self.engine.has_unfinished_requests():
+            self.step()
+
+
+@pytest.fixture(scope="module")
+def stock_tokens() -> dict[str, list[tuple[int, ...]]]:
+    """Filled by the first test that runs stock vLLM, read by the others."""
+    return {}
+
+
+@pytest.mark.parametrize("order", ["spf", "fcfs"])
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+def test_same_tokens_as_stock_vllm(
+    open_engine: Any, make_plan: Any, stock_tokens: Any, chunks: tuple[int, ...], order: str
+) -> None:
+    wanted = prompts(50)
+    if "tokens" not in stock_tokens:
+        with open_engine() as llm:
+            stock_tokens["tokens"] = generate(llm, wanted)
+    with open_engine(make_plan(chunks), order) as llm:
+        assert generate(llm, wanted) == stock_tokens["tokens"]
+
+
+@pytest.mark.parametrize("order", ["spf", "fcfs"])
+def test_same_tokens_through_the_asynchronous_scheduler(
+    open_engine: Any, make_plan: Any, order: str
+) -> None:
+    wanted = prompts(20, seed=2)
+    with open_engine() as llm:
+        expected = generate(llm, wanted)
+    with open_engine(make_plan((64, 256)), order, scheduler="PlannedAsyncScheduler") as llm:
+        assert generate(llm, wanted) == expected
+
+
+def test_same_tokens_when_a_tiny_kv_cache_forces_preemption(
+    open_engine: Any, make_plan: Any
+) -> None:
+    wanted = [prompt[:300] for prompt in prompts(12, seed=3)]
+    with open_engine() as llm:
+        expected = generate(llm, wanted, max_tokens=150)
+    with open_engine(make_plan((96,)), num_gpu_blocks_override=17) as llm:
+        driver = Stepper(llm)
+        got = generate(llm, wanted, max_tokens=150)
+        preempted = sum(len(step.preempted_req_ids or ()) for step in driver.steps)
+    assert got == expected
+    assert preempted > 0
+
+
+def test_every_step_has_the_chunk_that_the_table_names(open_engine: Any, make_plan: Any) -> None:
+    from nexus.planner.table import Table, read_plan
+
+    path = make_plan((32, 300, 64))
+    table = Table(read_plan(path))
+    chunks = []
+    with open_engine(path, "fcfs") as llm:
+        driver = Stepper(llm)
+        for index, prompt in enumerate(prompts(30)):
+            driver.add(str(index), prompt, arrival_s=float(index))
+        while driver.engine.has_unfinished_requests():
+            running = list(driver.scheduler.running)
+            waiting = list(driver.scheduler.waiting)
+            prefilling = [r for r in running if r.num_computed_tokens < r.num_prompt_tokens]
+            backlog = sum(r.num_prompt_tokens - r.num_computed_tokens for r in prefilling)
+            backlog += sum(r.num_prompt_tokens for r in waiting)
+            decodes = len(running) - len(prefilling)
+            kv_tokens = sum(r.num_computed_tokens for r in running)
+            row = table.row(decodes, kv_tokens, backlog)
+            driver.step()
+            scheduled = driver.steps[-1].total_num_scheduled_tokens
+            assert scheduled == decodes + min(table.modes[row.mode].chunk, backlog)
+            chunks.append(row.mode)
+    assert len(set(chunks)) == 3
+
+
+def test_short_prompts_pass_a_long_one(open_engine: Any, make_plan: Any) -> None:
+    mean_wait = {}
+    for order in ("spf", "fcfs"):
+        with open_engine(make_plan((128,)), order) as llm:
+            driver = Stepper(llm)
+            driver.add("long", [7] * 1500, arrival_s=0.0)
+            for index in range(20):
+                driver.add(f"short-{index}", [index + 3] * 16, arrival_s=0.0)
+            driver.finish()
+        assert len(driver.tokens["long"]) == 4
+        waits = [step for name, step in driver.first_step.items() if name != "long"]
+        mean_wait[order] = sum(waits) / 20
+    assert mean_wait["fcfs"] >= 3 * mean_wait["spf"]
+
+
+@pytest.mark.parametrize("short", [20, 100], ids=["shares the step", "takes the step"])
+def test_short_prompts_pass_a_half_done_long_one(
+    open_engine: Any, make_plan: Any, short: int
+) -> None:
+    with open_engine(make_plan((128,)), "spf") as llm:
+        driver = Stepper(llm)
+        driver.add("long", list(range(3, 483)) * 3, arrival_s=0.0)
+        driver.step()
+        driver.step()
+        driver.add("short", list(range(5, 5 + short)), arrival_s=0.1)
+        driver.step()
+        assert "short" in driver.tokens
+        assert "long" not in driver.tokens
+        driver.finish()
+        assert driver.scheduler.max_num_running_reqs == 64
+    with open_engine() as llm:
+        stock = Stepper(llm)
+        stock.add("long", list(range(3, 483)) * 3, arrival_s=0.0)
+        stock.add("short", list(range(5, 5 + short)), arrival_s=0.1)
+        stock.finish()
+    assert driver.tokens == stock.tokens
+
+
+@pytest.mark.parametrize(("aging", "starves"), [(500.0, False), (0.0, True)])
+def test_aging_ends_a_long_prompt_s_wait(
+    open_engine: Any, make_plan: Any, aging: float, starves: bool
+) -> None:
+    with open_engine(make_plan((64,)), "spf", aging=aging) as llm:
+        driver = Stepper(llm)
+        driver.add("long", [7] * 1500, arrival_s=0.0)
+        for second in range(60):  # each fills a whole step on its own
+            driver.add(f"short-{second}", [second + 3] * 64, arrival_s=float(second))
+            driver.step()
+        assert ("long" in driver.tokens) is not starves
+        driver.finish()
+    assert len(driver.tokens["long"]) == 4
