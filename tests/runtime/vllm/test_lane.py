@@ -1,0 +1,117 @@
+"""The prefill lane against vLLM's own prefill, in a real engine."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+PROMPT = [(31 * position + 7) % 500 for position in range(75)]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("vllm")
+    path = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+    )
+    transformers.LlamaForCausalLM(config).float().save_pretrained(path)
+    return _start(path)
+
+
+def _start(path: Path) -> Any:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM
+
+    return LLM(
+        model=str(path),
+        dtype="float32",
+        skip_tokenizer_init=True,
+        enable_prefix_caching=False,
+        enforce_eager=True,
+        kv_cache_memory_bytes=1 << 26,
+        max_num_batched_tokens=256,
+        distributed_executor_backend="uni",
+    )
+
+
+def _first_token_logprobs(llm: Any) -> dict[int, float]:
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=20, detokenize=False)
+    (output,) = llm.generate({"prompt_token_ids": PROMPT}, params, use_tqdm=False)
+    return {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
+
+
+def _lane_logprobs(worker: Any, chunks: list[int], block: int) -> dict[int, float]:
+    import torch
+
+    from nexus.runtime.vllm.lane import PrefillLane
+    from nexus.runtime.vllm.rows import Row
+
+    lane = PrefillLane(worker.model_runner)
+    size = worker.model_runner.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+    blocks = (list(range(block, block - len(PROMPT) // size - 1, -1)),)  # in no easy order
+    done = 0
+    for chunk in chunks:
+        passed = lane.forward([Row(PROMPT[done : done + chunk], done, blocks)])
+        passed.wait()
+        assert passed.finished()
+        done += chunk
+    with torch.inference_mode():
+        logits = worker.model_runner.model.compute_logits(passed.hidden_states[-1:])
+    values = torch.log_softmax(logits.float(), dim=-1)[0].tolist()
+    return dict(enumerate(values))
+
+
+@pytest.mark.parametrize("chunks", [[75], [32, 43], [1, 16, 17, 41]])
+def test_lane_computes_what_vllm_computes(llm: Any, chunks: list[int]) -> None:
+    expected = _first_token_logprobs(llm)
+    (found,) = llm.collective_rpc(_lane_logprobs, args=(chunks, 40))
+    for token, logprob in expected.items():
+        assert found[token] == pytest.approx(logprob, abs=1e-4)
+
+
+def _two_rows(worker: Any) -> bool:
+    import torch
+
+    from nexus.runtime.vllm.lane import PrefillLane
+    from nexus.runtime.vllm.rows import Row
+
+    lane = PrefillLane(worker.model_runner)
+    first = Row(PROMPT[:40], 0, (list(range(1, 5)),))
+    second = Row(PROMPT[5:60], 0, (list(range(11, 16)),))
+    alone = torch.cat([lane.forward([row]).hidden_states for row in (first, second)])
+    together = lane.forward([first, second]).hidden_states
+    return torch.allclose(alone, together, atol=1e-4)
+
+
+def test_rows_do_not_see_each_other(llm: Any) -> None:
+    assert llm.collective_rpc(_two_rows) == [True]
+
+
+def _steps_after_lane(worker: Any) -> None:
+    from nexus.runtime.vllm.lane import PrefillLane
+    from nexus.runtime.vllm.rows import Row
+
+    PrefillLane(worker.model_runner).forward([Row(PROMPT, 0, (list(range(50, 60)),))])
+
+
+def test_lane_leaves_vllm_as_it_was(llm: Any) -> None:
+    before = _first_token_logprobs(llm)
+    llm.collective_rpc(_steps_after_lane)
+    assert _first_token_logprobs(llm) == pytest.approx(before, abs=1e-5)
