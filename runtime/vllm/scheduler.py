@@ -47,37 +47,40 @@ class _Planned(Scheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """One step, as vLLM schedules it, within the plan's chunk."""
-        decodes, prefills = self._running_by_phase()
-        state = self._state(decodes, prefills)
+        prefills, kv_tokens = self._prefills_and_kv_tokens()
+        decode_batch = len(self.running) - len(prefills)
+        state = State(decode_batch, kv_tokens, self._backlog(prefills))
         mode, row = self.nexus_policy.decide(state)
         self.nexus_decision = Decision(state, mode, row)
-        self.max_num_scheduled_tokens = min(self._most_tokens, len(decodes) + mode.chunk)
+        self.max_num_scheduled_tokens = min(self._most_tokens, decode_batch + mode.chunk)
         if not prefills:
             return super().schedule(*args, **kwargs)
         # Decodes first: the budget holds all of them, and the chunk is what is left.
-        self.running = decodes + prefills
+        self.running = [r for r in self.running if not r.is_prefill_chunk] + prefills
         if not self._spf or not self.waiting:
             return super().schedule(*args, **kwargs)
         with self._shorter_prompts_pass(prefills, mode.chunk):
             return super().schedule(*args, **kwargs)
 
-    def _running_by_phase(self) -> tuple[list[Request], list[Request]]:
-        decodes: list[Request] = []
+    def _prefills_and_kv_tokens(self) -> tuple[list[Request], int]:
+        """The running requests whose prompt is half done, by rank; all running's KV tokens."""
         prefills: list[Request] = []
+        kv_tokens = 0
         for request in self.running:
-            (prefills if request.is_prefill_chunk else decodes).append(request)
+            kv_tokens += request.num_computed_tokens
+            if request.is_prefill_chunk:
+                prefills.append(request)
         if self._spf and len(prefills) > 1:
             prefills.sort(key=self.waiting.rank)
-        return decodes, prefills
+        return prefills, kv_tokens
 
-    def _state(self, decodes: list[Request], prefills: list[Request]) -> State:
+    def _backlog(self, prefills: list[Request]) -> int:
         backlog = sum(map(remaining_prefill, prefills))
         for request in self.waiting:
             if backlog >= self._most_backlog:  # the table tells no larger ones apart
                 break
             backlog += remaining_prefill(request)
-        kv_tokens = sum(request.num_computed_tokens for request in self.running)
-        return State(len(decodes), kv_tokens, backlog)
+        return backlog
 
     @contextmanager
     def _shorter_prompts_pass(self, prefills: list[Request], chunk: int) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """``nexus serve``: vLLM's own server, with the plan plugged in."""
 
 import argparse
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -43,8 +44,8 @@ def serve(
     arguments = _arguments(model, options, plan, machine)
     if plan is not None and table is not None:
         _plug_in(arguments, plan, table, prefill_order, aging_tokens_per_s, machine)
-    _check_engine(arguments)
     _check_port(arguments)
+    _check_engine(arguments)
     arguments.command.cmd(arguments)
 
 
@@ -95,15 +96,22 @@ def _check_engine(arguments: argparse.Namespace) -> None:
     """Let vLLM refuse a bad combination of options here, in one line."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
+    log = logging.getLogger("vllm")
+    level = log.level
+    log.setLevel(logging.ERROR)  # the server is about to say all of it again
     try:
         AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
     except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
         raise EngineError(f"vLLM: {one_line(error)}") from error
+    finally:
+        log.setLevel(level)
 
 
 def _check_port(arguments: argparse.Namespace) -> None:
     if getattr(arguments, "uds", None):
         return
+    if not 0 <= arguments.port < 1 << 16:
+        raise EngineError(f"port {arguments.port} is not a port (0 to 65535)")
     host = arguments.host or ""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:

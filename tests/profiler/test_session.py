@@ -1,0 +1,72 @@
+"""The profiler on a real engine: it measures, keeps, and goes on where it stopped."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexus.errors import MismatchError
+from nexus.profiles.schema import read_profile
+
+pytestmark = pytest.mark.engine
+
+OPTIONS = (
+    "--enforce-eager --dtype float32 --max-model-len 1024 --max-num-seqs 16"
+    " --kv-cache-memory-bytes 64M --max-num-batched-tokens 512"
+).split()
+
+
+@pytest.fixture
+def open_run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+    def open_one(*extra: str, fresh: bool = False) -> Any:
+        from nexus.profiler.session import open_session
+
+        path = tmp_path / "profile.yaml"
+        options = [*OPTIONS, *extra]
+        return open_session(
+            str(tiny_model), options, path, "nexus profile", "2026-01-01", fresh=fresh
+        )
+
+    return open_one
+
+
+class _Interrupt:
+    """Presses Ctrl-C after some points."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __call__(self, done: int, total: int, sample: Any) -> None:
+        if done == self.after:
+            raise KeyboardInterrupt
+
+
+def test_a_run_is_kept_resumed_and_finished(open_run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    with open_run() as session, pytest.raises(KeyboardInterrupt):
+        session.measure(5.0, _Interrupt(after=4))
+    kept = read_profile(path).samples
+    assert len(kept) == 4
+
+    seen = []
+    with open_run() as session:
+        points = session.points()
+        session.measure(5.0, lambda done, total, sample: seen.append((done, total)))
+    profile = read_profile(path)
+    assert profile.samples[:4] == kept
+    assert seen[0] == (5, len(points))
+    assert seen[-1] == (len(points), len(points))
+    assert {sample.key for sample in profile.samples} == {point.key for point in points}
+    assert [sample.error for sample in profile.samples if sample.error] == []
+    assert {s.prefill_sms or s.decode_sms for s in profile.samples} >= {1, os.cpu_count()}
+    assert all(sample.repeats >= 3 for sample in profile.samples)
+
+    with pytest.raises(MismatchError, match="another engine"), open_run("--max-num-seqs", "8"):
+        pass
+    with open_run("--max-num-seqs", "8", fresh=True) as session:
+        assert session.profile.samples == ()

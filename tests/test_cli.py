@@ -1,0 +1,89 @@
+"""The command line: help that reads well, and one line for whatever a user gets wrong."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ("doctor", "profile", "plan", "serve")
+
+
+def nexus(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nexus.cli", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"},
+        check=False,
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str], told: str, code: int = 2) -> None:
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("nexus: ")]
+    assert result.stderr.splitlines()[-1] == line
+    assert told in line
+
+
+def test_help_names_every_command() -> None:
+    result = nexus("--help")
+    assert result.returncode == 0
+    assert all(f"\n  {command} " in result.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_help_has_an_example(command: str) -> None:
+    result = nexus(command, "--help")
+    assert result.returncode == 0
+    assert f"Example: nexus {command}" in result.stdout
+
+
+def test_doctor_says_what_is_here() -> None:
+    result = nexus("doctor", "--json")
+    report = json.loads(result.stdout)
+    assert result.returncode == 0
+    assert report["can_serve"] is True
+    assert set(report["findings"]) >= {"device", "vllm", "torch", "green contexts", "mps", "cupti"}
+    assert "nexus serve can run here" in nexus("doctor").stdout
+
+
+def test_nonsense_is_refused_in_one_line(tmp_path: Path) -> None:
+    refused(nexus("conjure"), "conjure")
+    refused(nexus("plan", "--colour", "red"), "--colour")
+    refused(nexus("plan", "--ttft-ms", "-1", cwd=tmp_path), "ttft-ms")
+    refused(nexus("plan", "nowhere.yaml", cwd=tmp_path), "No such file")
+    refused(nexus("plan", cwd=tmp_path), "no profile given")
+    refused(nexus("serve", "--table", "nowhere.yaml", cwd=tmp_path), "No such file")
+    refused(nexus("serve", "--prefill-order", "random"), "prefill-order")
+    (tmp_path / "profile.yaml").write_text("schema: [")
+    refused(nexus("plan", cwd=tmp_path), "not YAML")
+    assert [path.name for path in tmp_path.iterdir()] == ["profile.yaml"]
+
+
+def test_no_such_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    refused(nexus("profile", "./nowhere", cwd=tmp_path), "no such model: ./nowhere")
+    refused(nexus("serve", "./nowhere", cwd=tmp_path), "no such model: ./nowhere")
+    (tmp_path / "empty").mkdir()
+    refused(nexus("serve", "./empty", cwd=tmp_path), "no such model: ./empty")
+
+
+@pytest.mark.engine
+def test_vllm_s_own_refusals_are_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    model = str(tiny_model)
+    refused(nexus("profile", model, "--colour", "red", cwd=tmp_path), "--colour")
+    refused(nexus("serve", model, "--colour", "red", cwd=tmp_path), "--colour")
+    refused(nexus("serve", model, "--max-model-len", "1000000"), "max_model_len")
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        refused(nexus("serve", model, "--port", port), f"port {port}: Address already in use")
+    refused(nexus("serve", model, "--port", "99999"), "not a port")
