@@ -49,9 +49,7 @@ def choose_cut(prefill_sms: int, decode_sms: int, step: int, total: int) -> Cut:
     more SMs than there are, or a side without any.
     """
     if prefill_sms + decode_sms > total:
-        raise PartitionError(
-            f"{prefill_sms} + {decode_sms} SMs asked for, this GPU has {total}"
-        )
+        raise PartitionError(f"{prefill_sms} + {decode_sms} SMs asked for, this GPU has {total}")
     cuts = []
     for decode_gets_group, wanted in ((True, decode_sms), (False, prefill_sms)):
         group = round_to_step(wanted, step, total)

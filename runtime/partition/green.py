@@ -153,8 +153,7 @@ def _sm_resource(device: Any) -> Any:
         return device.resources.sm
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         raise PartitionError(
-            "SM partitions need green contexts, which this driver, GPU or cuda-core lacks: "
-            f"{error}"
+            f"SM partitions need green contexts, which this driver, GPU or cuda-core lacks: {error}"
         ) from error
 
 

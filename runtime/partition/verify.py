@@ -4,14 +4,16 @@ A kernel of many more blocks than there are SMs writes ``%smid`` from every bloc
 spins, so that no SM is left out.
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from nexus.errors import PartitionError
 from nexus.runtime.partition.base import Partition
-from nexus.runtime.partition.green import Lanes
+from nexus.runtime.partition.green import GreenContexts, Lanes
 
 _BLOCKS_PER_SM = 16
 _THREADS = 256
@@ -134,6 +136,35 @@ def _seen(stream: torch.cuda.Stream, smids: torch.Tensor) -> frozenset[int]:
     ids = frozenset(int(smid) for smid in smids.cpu().unique())
     assert -1 not in ids, "a block did not run"
     return ids
+
+
+def describe_support() -> tuple[bool, str]:
+    """Whether this GPU can be partitioned, with the proof, or what is missing, in a line."""
+    try:
+        return _describe()
+    except PartitionError as error:
+        return False, str(error)
+
+
+def _describe() -> tuple[bool, str]:
+    start = time.perf_counter()
+    contexts = GreenContexts()
+    total, step = contexts.total_sms, contexts.step
+    try:
+        sizes = range(step, total - step + 1, step)
+        partitions = [contexts.split(total - decode, decode) for decode in sizes]
+        milliseconds = (time.perf_counter() - start) * 1e3
+        half = partitions[len(partitions) // 2]
+        problems = SmReader().examine(half).problems
+    finally:
+        contexts.close()
+    if problems:
+        return False, "green contexts do not hold what they promise: " + "; ".join(problems)
+    given = half.partition
+    return True, (
+        f"green contexts in steps of {step} of {total} SMs; {len(partitions)} partitions made "
+        f"in {milliseconds:.0f} ms; %smid proves {given.prefill_sms} + {given.decode_sms} disjoint"
+    )
 
 
 def graph_contexts(graph: int) -> set[int]:

@@ -154,7 +154,7 @@ class PrefillLane:
 
     @contextmanager
     def _own_workspace(self) -> Iterator[None]:
-        """vLLM keeps one growing scratch tensor per process; lend the lane another."""
+        """Lend the lane its own of what vLLM keeps one of: a growing scratch tensor."""
         if self._workspace is None:
             yield
             return

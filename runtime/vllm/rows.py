@@ -52,9 +52,7 @@ class FlatRows:
         return int(self.seq_lens.max())
 
 
-def flatten(
-    rows: Sequence[Row], block_sizes: Sequence[int], splits: Sequence[int]
-) -> FlatRows:
+def flatten(rows: Sequence[Row], block_sizes: Sequence[int], splits: Sequence[int]) -> FlatRows:
     """Lay ``rows`` end to end.
 
     Per KV cache group, ``block_sizes`` is the tokens of a block, and ``splits`` the

@@ -1,0 +1,93 @@
+"""The decode lane: vLLM's own step on a chosen stream, with graphs captured there.
+
+A CUDA graph keeps the SMs of the stream it was captured on. Where decode is confined to
+some SMs, its graphs are therefore captured once more on those SMs' stream; on a stream
+over all SMs vLLM's own graphs do.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
+
+import torch
+
+from nexus.errors import EngineError
+
+
+class DecodeLane:
+    """Where the steps of one model runner run; one instance per worker."""
+
+    def __init__(self, runner: Any) -> None:
+        """``runner`` is the worker's model runner after start-up.
+
+        Raises EngineError for a runner whose steps cannot be moved.
+        """
+        if not hasattr(runner, "cudagraph_manager"):
+            raise EngineError("confining decode needs vLLM's V2 model runner; this engine runs V1")
+        self._runner = runner
+        self._stock_stream: torch.cuda.Stream = runner.main_stream
+        self._stock_graphs = runner.cudagraph_manager
+        self._last = self._stock_stream
+
+    def capture(self, stream: torch.cuda.Stream, batch_sizes: Sequence[int]) -> Any:
+        """Decode graphs for ``stream``, padded to each of ``batch_sizes``, as a new set.
+
+        Hand them to ``on``. Takes about as long as vLLM's own capture of as many sizes.
+        """
+        graphs = self._graph_set(batch_sizes)
+        runner = self._runner
+        before = torch.cuda.graph.default_capture_stream
+        torch.cuda.graph.default_capture_stream = stream
+        if hasattr(graphs, "_capture_stream"):  # newer releases name the stream themselves
+            graphs._capture_stream = lambda _desc: stream
+        runner.cudagraph_manager = graphs
+        self._last.synchronize()
+        try:
+            runner.capture_model()
+        finally:
+            torch.cuda.graph.default_capture_stream = before
+            runner.cudagraph_manager = self._stock_graphs
+        stream.synchronize()
+        return graphs
+
+    @contextmanager
+    def on(self, stream: torch.cuda.Stream, graphs: Any | None = None) -> Iterator[None]:
+        """Run vLLM's steps inside the block on ``stream``, with ``graphs`` or vLLM's own.
+
+        Steps already launched elsewhere come first, on the device; nothing waits here.
+        """
+        runner = self._runner
+        if stream != self._last:
+            stream.wait_stream(self._last)
+        runner.main_stream = stream
+        runner.cudagraph_manager = graphs if graphs is not None else self._stock_graphs
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self._last = stream
+            runner.main_stream = self._stock_stream
+            runner.cudagraph_manager = self._stock_graphs
+
+    def leave(self) -> None:
+        """Let the stream that vLLM started with follow what was launched elsewhere."""
+        if self._last != self._stock_stream:
+            self._stock_stream.wait_stream(self._last)
+            self._last = self._stock_stream
+
+    def _graph_set(self, batch_sizes: Sequence[int]) -> Any:
+        """An empty set of decode-only graphs of ``batch_sizes``."""
+        from vllm.config.compilation import CUDAGraphMode
+
+        runner = self._runner
+        config = copy(runner.vllm_config)
+        config.compilation_config = copy(config.compilation_config)
+        config.compilation_config.cudagraph_capture_sizes = sorted(set(batch_sizes))
+        config.compilation_config.max_cudagraph_capture_size = max(batch_sizes)
+        return type(self._stock_graphs)(
+            config,
+            runner.device,
+            CUDAGraphMode.FULL_DECODE_ONLY,
+            decode_query_len=runner.decode_query_len,
+        )
