@@ -5,11 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from nexus.planner.fit import Bools, Floats, Ints
-from nexus.planner.latency import LatencyModel, Shape
+from nexus.planner.latency import LatencyModel
+from nexus.planner.shape import Shape
+from nexus.planner.sharing import Partition
 from nexus.planner.table import Mode
 from nexus.profiles.schema import Profile, held_in
 
 SMALLEST_CHUNK = 16  # below it a step holds hardly any work, and every prompt takes many
+
+_NEARLY_AS_FAST = 0.97
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,30 @@ def fused_modes(profile: Profile) -> list[Mode]:
     return [Mode(mode="fused", chunk=chunk) for chunk in sorted(chunks)]
 
 
+def shared_modes(profile: Profile, model: LatencyModel, decode_batch: float) -> list[Mode]:
+    """One mode for each measured partition, with its best chunk beside ``decode_batch``.
+
+    Of the chunks that were measured in it, the fastest; one that is nearly as fast and
+    shorter is better, as a prompt's turn comes sooner.
+    """
+    modes = []
+    for partition in model.partitions:
+        kind, prefill_sms, decode_sms = partition
+        sampled = [
+            sample
+            for sample in held_in(profile.samples)
+            if (sample.mode, sample.prefill_sms, sample.decode_sms) == partition
+        ]
+        chunks = sorted({sample.chunk for sample in sampled})
+        context = float(np.median([sample.decode_context for sample in sampled]))
+        shape = Shape.of(np.array(chunks), 0, decode_batch, context)
+        speed = np.array(chunks) / model.together(partition, shape)[0]
+        chunk = chunks[int(np.argmax(speed >= _NEARLY_AS_FAST * speed.max()))]
+        own = decode_sms if kind == "split" else 0
+        modes.append(Mode(mode=kind, chunk=chunk, prefill_sms=prefill_sms, decode_sms=own))
+    return modes
+
+
 def evaluate(
     model: LatencyModel, modes: list[Mode], states: States, prompt_position: float, max_tokens: int
 ) -> Outcomes:
@@ -72,18 +100,45 @@ def _evaluate_one(
 ) -> tuple[Floats, Floats, Floats, Floats, Bools]:
     batch, backlog = states.decode_batch, states.prefill_backlog
     chunk = np.minimum(mode.chunk, backlog)
-    chunk = np.where(backlog > 0, np.clip(chunk, 1.0, np.maximum(max_tokens - batch, 1.0)), 0.0)
+    if mode.mode == "fused":
+        limit = np.maximum(max_tokens - batch, 1.0)
+        chunk = np.where(backlog > 0, np.clip(chunk, 1.0, limit), 0.0)
     shape = Shape.of(chunk, prompt_position - chunk / 2, batch, states.decode_context)
-    ms, clamped = model.fused_step(shape)
+    prefill_ms, decode_ms, clamped = mode_times(model, mode, shape)
     decodes, prefills = batch > 0, chunk > 0
-    seconds = np.maximum(ms, 1e-6) / 1e3
     return (
-        np.where(decodes, ms, 0.0),
-        np.where(prefills, ms, 0.0),
-        chunk / seconds,
-        batch / seconds,
+        np.where(decodes, decode_ms, 0.0),
+        np.where(prefills, prefill_ms, 0.0),
+        1e3 * chunk / np.maximum(prefill_ms, 1e-6),
+        1e3 * batch / np.maximum(decode_ms, 1e-6),
         clamped > 0,
     )
+
+
+def mode_times(model: LatencyModel, mode: Mode, shape: Shape) -> tuple[Floats, Floats, Floats]:
+    """A prefill and a decode step's ms in ``mode``, and 1.0 where ``shape`` was clamped.
+
+    A decode step with no prefill beside it has the whole device in any mode.
+    """
+    partition = partition_in(mode, model.sms)
+    fused, clamped = model.fused_step(shape)
+    if partition is None:
+        return fused, fused, clamped
+    both = (shape.chunk > 0) & (shape.decode_batch > 0)
+    prefill, decode, shared_clamped = model.together(partition, shape)
+    alone, alone_clamped = model.prefill_curve(partition).predict(shape)
+    return (
+        np.where(both, prefill, alone),
+        np.where(both, decode, fused),
+        np.where(both, shared_clamped, np.where(shape.chunk > 0, alone_clamped, clamped)),
+    )
+
+
+def partition_in(mode: Mode, sms: int) -> Partition | None:
+    """The SMs that ``mode`` gives each phase; None for one batch on all ``sms``."""
+    if mode.mode == "fused":
+        return None
+    return (mode.mode, mode.prefill_sms, mode.decode_sms or sms)
 
 
 def pareto(tbt_ms: Floats, prefill_per_s: Floats) -> Ints:

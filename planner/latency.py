@@ -1,208 +1,37 @@
-"""A model of a step's time, fitted to a profile's samples.
+"""A model of every step's time, fitted to a profile's samples.
 
-Each phase at each measured SM count has its own fit; nothing is interpolated between
-SM counts. A step's time is a sum of non-negative physical terms:
-
-- tokens of the step, as a rising piecewise-linear curve that bends at measured values
-  (weights and GEMMs: memory-bound first, compute-bound after, in steps),
-- attention of the prefill chunk, ``chunk * (context + chunk / 2)``, and reading its context,
-- sequences that decode, their KV tokens and their longest context.
-
-A shape outside what was measured is clamped to it, and counted as clamped.
+Each phase at each measured SM count has its own curve, fused steps have one, and each
+measured partition has a slowdown for both phases. Nothing is interpolated between SM counts.
+A shape outside what was measured is clamped to it, and said to be.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import get_args
 
 import numpy as np
 
 from nexus.errors import DocumentError
-from nexus.planner.fit import (
-    Floats,
-    Ramp,
-    fit,
-    knots_of,
-    ramp_columns,
-    ramp_from,
-    smooth_rows,
-)
+from nexus.planner.curve import StepCurve, fit_curve
+from nexus.planner.fit import Floats
+from nexus.planner.shape import Ranges, Shape
+from nexus.planner.sharing import Kind, Partition, Slowdown, fit_slowdowns, partition_of
 from nexus.profiles.schema import Profile, Sample, held_in
 
 _SOLO_WEIGHT = 0.2  # of a solo sample in the fit of fused steps, which are too few to fit alone
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Steps to be timed, as arrays of one shape; 0 tokens or sequences: no such phase.
-
-    ``prefill_context + chunk / 2`` is what a chunk's token attends to on average; a chunk of
-    several short prompts attends to less than half of itself, so that its context is negative.
-    """
-
-    chunk: Floats
-    prefill_context: Floats
-    decode_batch: Floats
-    decode_context: Floats
-
-    @classmethod
-    def of(
-        cls,
-        chunk: Any = 0,
-        prefill_context: Any = 0,
-        decode_batch: Any = 0,
-        decode_context: Any = 0,
-    ) -> "Shape":
-        """From numbers or arrays that broadcast together."""
-        parts = np.broadcast_arrays(chunk, prefill_context, decode_batch, decode_context)
-        return cls(*(np.asarray(part, dtype=np.float64) for part in parts))
-
-    @classmethod
-    def of_samples(cls, samples: Sequence[Sample]) -> "Shape":
-        """The shapes of ``samples``, each of shape (n,)."""
-        return cls.of(
-            [s.chunk for s in samples],
-            [s.prefill_context for s in samples],
-            [s.decode_batch for s in samples],
-            [s.decode_context for s in samples],
-        )
-
-    @property
-    def kv_tokens(self) -> Floats:
-        """KV tokens that decode reads."""
-        return self.decode_batch * self.decode_context
-
-
-@dataclass(frozen=True)
-class Ranges:
-    """The largest and smallest measured values of a group of samples."""
-
-    chunk: tuple[float, float]
-    prefill_context: tuple[float, float]
-    decode_batch: tuple[float, float]
-    kv_tokens: tuple[float, float]
-
-    @classmethod
-    def of(cls, shape: Shape) -> "Ranges":
-        """Over the steps that have the phase at all."""
-        prefill, decode = shape.chunk > 0, shape.decode_batch > 0
-        return cls(
-            _span(shape.chunk[prefill]),
-            _span(shape.prefill_context[prefill]),
-            _span(shape.decode_batch[decode]),
-            _span(shape.kv_tokens[decode]),
-        )
-
-    def clamp(self, shape: Shape) -> tuple[Shape, Floats]:
-        """``shape`` brought into the ranges, and where that changed it (1.0) or not (0.0).
-
-        Below the smallest measured chunk or batch a step is timed as that one: small steps
-        cost what the smallest does. That and a shorter context are not counted as clamped.
-        """
-        prefill, decode = shape.chunk > 0, shape.decode_batch > 0
-        chunk = np.where(prefill, np.clip(shape.chunk, *self.chunk), 0.0)
-        context = np.where(prefill, np.minimum(shape.prefill_context, self.prefill_context[1]), 0.0)
-        batch = np.where(decode, np.clip(shape.decode_batch, *self.decode_batch), 0.0)
-        kv = np.minimum(shape.kv_tokens, self.kv_tokens[1])
-        beyond = (
-            (shape.chunk > chunk)
-            | (prefill & (shape.prefill_context > context))
-            | (shape.decode_batch > batch)
-            | (shape.kv_tokens > kv)
-        )
-        inside = Shape(chunk, context, batch, kv / np.maximum(batch, 1.0))
-        return inside, beyond.astype(np.float64)
-
-
-def _span(values: Floats) -> tuple[float, float]:
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class StepCurve:
-    """The time of one phase, or of fused steps, on a fixed number of SMs."""
-
-    base_ms: float
-    prefill_ms: float
-    tokens: Ramp
-    batch: Ramp
-    attention: float
-    prefill_context: float
-    kv_tokens: float
-    decode_context: float
-    ranges: Ranges
-
-    def predict(self, shape: Shape) -> tuple[Floats, Floats]:
-        """Milliseconds, and 1.0 where ``shape`` had to be clamped; of the shape's shape."""
-        inside, clamped = self.ranges.clamp(shape)
-        has_prefill = inside.chunk > 0
-        ms = (
-            self.base_ms
-            + self.prefill_ms * has_prefill
-            + self.tokens(inside.chunk + inside.decode_batch)
-            + self.batch(inside.decode_batch)
-            + self.attention * inside.chunk * (inside.prefill_context + inside.chunk / 2)
-            + self.prefill_context * np.maximum(inside.prefill_context, 0.0)
-            + self.kv_tokens * inside.kv_tokens
-            + self.decode_context * inside.decode_context
-        )
-        return ms, clamped
-
-
-def fit_curve(samples: Sequence[Sample], ms: Floats, weights: Floats, ranges: Ranges) -> StepCurve:
-    """Fit one curve; ``samples``, ``ms`` and ``weights`` correspond."""
-    shape = Shape.of_samples(samples)
-    total = shape.chunk + shape.decode_batch
-    token_knots = knots_of(total)
-    batches = shape.decode_batch[shape.chunk > 0] if np.any(shape.chunk > 0) else np.zeros(0)
-    batch_knots = np.concatenate([[0.0], knots_of(batches[batches > 0])])
-    has_prefill = (shape.chunk > 0).astype(np.float64)
-    fixed = np.column_stack(
-        [
-            np.ones_like(total),
-            has_prefill,
-            shape.chunk * (shape.prefill_context + shape.chunk / 2),
-            shape.prefill_context * has_prefill,
-            shape.kv_tokens,
-            shape.decode_context,
-        ]
-    )
-    token_columns = ramp_columns(total, token_knots)
-    batch_columns = ramp_columns(shape.decode_batch, batch_knots)
-    columns = np.hstack([fixed, token_columns, batch_columns])
-    regular = _regular(fixed.shape[1], token_knots, batch_knots)
-    found = fit(columns, ms, weights, regular)
-    split = fixed.shape[1] + token_columns.shape[1]
-    base, prefill, attention, prefill_context, kv_tokens, decode_context = found[:6]
-    return StepCurve(
-        base_ms=float(base),
-        prefill_ms=float(prefill),
-        tokens=ramp_from(token_knots, found[6:split]),
-        batch=ramp_from(batch_knots, found[split:]),
-        attention=float(attention),
-        prefill_context=float(prefill_context),
-        kv_tokens=float(kv_tokens),
-        decode_context=float(decode_context),
-        ranges=ranges,
-    )
-
-
-def _regular(fixed: int, token_knots: Floats, batch_knots: Floats) -> Floats:
-    tokens, batch = smooth_rows(token_knots), smooth_rows(batch_knots)
-    rows = np.zeros((len(tokens) + len(batch), fixed + tokens.shape[1] + batch.shape[1]))
-    rows[: len(tokens), fixed : fixed + tokens.shape[1]] = tokens
-    rows[len(tokens) :, fixed + tokens.shape[1] :] = batch
-    return rows
-
-
-@dataclass(frozen=True)
 class LatencyModel:
-    """All curves of a profile: solo prefill and decode by SM count, and fused on all SMs."""
+    """All curves of a profile: solo by SM count, fused on all SMs, slowdowns by partition."""
 
     sms: int
     prefill: dict[int, StepCurve]
     decode: dict[int, StepCurve]
     fused: StepCurve
+    prefill_slowdown: dict[Partition, Slowdown]
+    decode_slowdown: dict[Partition, Slowdown]
 
     def solo_prefill(self, sms: int, shape: Shape) -> tuple[Floats, Floats]:
         """Time of a prefill step alone on ``sms`` SMs, which must be measured."""
@@ -211,6 +40,32 @@ class LatencyModel:
     def solo_decode(self, sms: int, shape: Shape) -> tuple[Floats, Floats]:
         """Time of a decode step alone on ``sms`` SMs, which must be measured."""
         return self.decode[sms].predict(shape)
+
+    def prefill_curve(self, partition: Partition) -> StepCurve:
+        """Prefill alone, on the measured SM count nearest to the partition's."""
+        return self.prefill[_nearest(self.prefill, partition[1])]
+
+    def decode_curve(self, partition: Partition) -> StepCurve:
+        """Decode alone, on the measured SM count nearest to the partition's."""
+        return self.decode[_nearest(self.decode, partition[2])]
+
+    def together(self, partition: Partition, shape: Shape) -> tuple[Floats, Floats, Floats]:
+        """Times of a prefill step and of a decode step while both phases run.
+
+        Returns prefill ms, decode ms, and 1.0 where ``shape`` had to be clamped. The
+        partition must be measured.
+        """
+        prefill = self.prefill_curve(partition).predict(_only_prefill(shape))
+        decode = self.decode_curve(partition).predict(_only_decode(shape))
+        prefill_factor = self.prefill_slowdown[partition].predict(shape)
+        decode_factor = self.decode_slowdown[partition].predict(shape)
+        clamped = np.max([prefill[1], decode[1], prefill_factor[1], decode_factor[1]], axis=0)
+        return prefill[0] * prefill_factor[0], decode[0] * decode_factor[0], clamped
+
+    @property
+    def partitions(self) -> list[Partition]:
+        """Every partition that was measured with both phases running."""
+        return sorted(self.prefill_slowdown)
 
     def fused_step(self, shape: Shape) -> tuple[Floats, Floats]:
         """Time of one batch on all SMs, whether it has both phases or only one."""
@@ -241,12 +96,51 @@ def fit_model(profile: Profile) -> LatencyModel:
                 f"the profile has {len(found)} {name} samples on all {sms} SMs, "
                 "and a plan needs at least 2: measure more of it"
             )
-    return LatencyModel(
+    solo = LatencyModel(
         sms=sms,
         prefill={count: _solo_curve(group) for count, group in prefill.items()},
         decode={count: _solo_curve(group) for count, group in decode.items()},
         fused=_fused_curve(fused, [*prefill[sms], *decode[sms]]),
+        prefill_slowdown={},
+        decode_slowdown={},
     )
+    return _with_sharing(solo, samples)
+
+
+def _with_sharing(solo: LatencyModel, samples: Sequence[Sample]) -> LatencyModel:
+    prefill: dict[Partition, Slowdown] = {}
+    decode: dict[Partition, Slowdown] = {}
+    for kind in get_args(Kind):
+        group = [sample for sample in samples if sample.mode == kind]
+        if group:
+            prefill_ms = np.array([sample.prefill_ms for sample in group], dtype=np.float64)
+            decode_ms = np.array([sample.decode_ms for sample in group], dtype=np.float64)
+            prefill |= fit_slowdowns(group, prefill_ms, partial(_prefill_of, solo))
+            decode |= fit_slowdowns(group, decode_ms, partial(_decode_of, solo))
+    return replace(solo, prefill_slowdown=prefill, decode_slowdown=decode)
+
+
+def _prefill_of(model: LatencyModel, partition: Partition, shape: Shape) -> Floats:
+    return model.prefill_curve(partition).predict(_only_prefill(shape))[0]
+
+
+def _decode_of(model: LatencyModel, partition: Partition, shape: Shape) -> Floats:
+    return model.decode_curve(partition).predict(_only_decode(shape))[0]
+
+
+def _only_prefill(shape: Shape) -> Shape:
+    nothing = np.zeros_like(shape.chunk)
+    return replace(shape, decode_batch=nothing, decode_context=nothing)
+
+
+def _only_decode(shape: Shape) -> Shape:
+    nothing = np.zeros_like(shape.chunk)
+    return replace(shape, chunk=nothing, prefill_context=nothing)
+
+
+def _nearest(measured: dict[int, StepCurve], sms: int) -> int:
+    # Only the curve's form is used then: its level is part of the partition's own fit.
+    return min(measured, key=lambda count: (abs(count - sms), count))
 
 
 def sample_ms(sample: Sample) -> float:
@@ -273,10 +167,8 @@ def _fused_curve(fused: list[Sample], solo: list[Sample]) -> StepCurve:
     samples = [*fused, *solo]
     ms = np.array([sample_ms(sample) for sample in samples])
     weights = np.where(np.arange(len(ms)) < len(fused), 1.0, _SOLO_WEIGHT)
-    both, either = Ranges.of(Shape.of_samples(fused)), Ranges.of(Shape.of_samples(samples))
-    # Attention adds to the rest of a step, so contexts may be as long as either phase had them.
-    ranges = replace(both, prefill_context=either.prefill_context, kv_tokens=either.kv_tokens)
-    return fit_curve(samples, ms, weights, ranges)
+    # The terms of both phases add up, so a fused step is known wherever either phase is.
+    return fit_curve(samples, ms, weights, Ranges.of(Shape.of_samples(samples)))
 
 
 @dataclass(frozen=True)
@@ -304,9 +196,8 @@ def check(profile: Profile) -> list[CheckRow]:
     model = fit_model(profile)
     groups: dict[tuple[str, bool], list[float]] = {}
     for sample in profile.measured:
-        name, predicted = _predict_sample(model, sample)
-        if predicted is not None:
-            error = abs(predicted / sample_ms(sample) - 1.0)
+        for name, measured, predicted in _predictions(model, sample):
+            error = abs(predicted / measured - 1.0)
             groups.setdefault((name, sample.held_out), []).append(error)
     return [
         CheckRow(
@@ -321,12 +212,26 @@ def check(profile: Profile) -> list[CheckRow]:
     ]
 
 
-def _predict_sample(model: LatencyModel, sample: Sample) -> tuple[str, float | None]:
+def _predictions(model: LatencyModel, sample: Sample) -> list[tuple[str, float, float]]:
+    """Of each phase that the model knows: the curve's name, measured and predicted ms."""
     shape = Shape.of_samples([sample])
-    sms = max(sample.prefill_sms, sample.decode_sms)
     if sample.mode == "fused":
-        return "fused", float(model.fused.predict(shape)[0][0])
-    curves = {"prefill": model.prefill, "decode": model.decode}.get(sample.mode, {})
-    if sms not in curves:
-        return sample.mode, None
-    return f"{sample.mode} {sms} SMs", float(curves[sms].predict(shape)[0][0])
+        return [("fused", sample_ms(sample), float(model.fused.predict(shape)[0][0]))]
+    if sample.mode == "prefill" or sample.mode == "decode":
+        curves = model.prefill if sample.mode == "prefill" else model.decode
+        sms = max(sample.prefill_sms, sample.decode_sms)
+        if sms not in curves:
+            return []
+        name = f"{sample.mode} on {sms}"
+        return [(name, sample_ms(sample), float(curves[sms].predict(shape)[0][0]))]
+    partition = partition_of(sample)
+    if partition not in model.prefill_slowdown:
+        return []
+    assert sample.prefill_ms is not None
+    assert sample.decode_ms is not None
+    prefill, decode, _ = model.together(partition, shape)
+    name = f"{sample.mode} {sample.prefill_sms}/{sample.decode_sms}"
+    return [
+        (f"{name} prefill", sample.prefill_ms, float(prefill[0])),
+        (f"{name} decode", sample.decode_ms, float(decode[0])),
+    ]

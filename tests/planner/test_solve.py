@@ -13,7 +13,7 @@ WORKLOAD = Workload(source="given means", input_tokens=200.0, output_tokens=60.0
 
 def test_model_predicts_held_out_samples(cpu_profile):
     held_out = [row for row in check(cpu_profile) if row.held_out]
-    assert {row.group for row in held_out} >= {"prefill 2 SMs", "decode 2 SMs", "fused"}
+    assert {row.group for row in held_out} >= {"prefill on 2", "decode on 2", "fused"}
     assert all(row.median_error < 0.08 for row in held_out)
 
 

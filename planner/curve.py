@@ -1,0 +1,93 @@
+"""The time of a step on a fixed number of SMs, as a sum of non-negative physical terms.
+
+- tokens of the step, as a rising piecewise-linear curve that bends at measured values
+  (weights and GEMMs: memory-bound first, compute-bound after, in steps),
+- attention of the prefill chunk, ``chunk * (context + chunk / 2)``, and reading its context,
+- sequences that decode, their KV tokens and their mean context.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nexus.planner.fit import Floats, Ramp, fit, knots_of, ramp_columns, ramp_from, smooth_rows
+from nexus.planner.shape import Ranges, Shape
+from nexus.profiles.schema import Sample
+
+
+@dataclass(frozen=True)
+class StepCurve:
+    """The time of one phase, or of fused steps, on a fixed number of SMs."""
+
+    base_ms: float
+    prefill_ms: float
+    tokens: Ramp
+    batch: Ramp
+    attention: float
+    prefill_context: float
+    kv_tokens: float
+    decode_context: float
+    ranges: Ranges
+
+    def predict(self, shape: Shape) -> tuple[Floats, Floats]:
+        """Milliseconds, and 1.0 where ``shape`` had to be clamped; of the shape's shape."""
+        inside, clamped = self.ranges.clamp(shape)
+        has_prefill = inside.chunk > 0
+        ms = (
+            self.base_ms
+            + self.prefill_ms * has_prefill
+            + self.tokens(inside.chunk + inside.decode_batch)
+            + self.batch(inside.decode_batch)
+            + self.attention * inside.chunk * (inside.prefill_context + inside.chunk / 2)
+            + self.prefill_context * np.maximum(inside.prefill_context, 0.0)
+            + self.kv_tokens * inside.kv_tokens
+            + self.decode_context * inside.decode_context
+        )
+        return ms, clamped
+
+
+def fit_curve(samples: Sequence[Sample], ms: Floats, weights: Floats, ranges: Ranges) -> StepCurve:
+    """Fit one curve; ``samples``, ``ms`` and ``weights`` correspond."""
+    shape = Shape.of_samples(samples)
+    total = shape.chunk + shape.decode_batch
+    token_knots = knots_of(total)
+    batches = shape.decode_batch[shape.chunk > 0] if np.any(shape.chunk > 0) else np.zeros(0)
+    batch_knots = np.concatenate([[0.0], knots_of(batches[batches > 0])])
+    has_prefill = (shape.chunk > 0).astype(np.float64)
+    fixed = np.column_stack(
+        [
+            np.ones_like(total),
+            has_prefill,
+            shape.chunk * (shape.prefill_context + shape.chunk / 2),
+            shape.prefill_context * has_prefill,
+            shape.kv_tokens,
+            shape.decode_context,
+        ]
+    )
+    token_columns = ramp_columns(total, token_knots)
+    batch_columns = ramp_columns(shape.decode_batch, batch_knots)
+    columns = np.hstack([fixed, token_columns, batch_columns])
+    regular = _regular(fixed.shape[1], token_knots, batch_knots)
+    found = fit(columns, ms, weights, regular)
+    split = fixed.shape[1] + token_columns.shape[1]
+    base, prefill, attention, prefill_context, kv_tokens, decode_context = found[:6]
+    return StepCurve(
+        base_ms=float(base),
+        prefill_ms=float(prefill),
+        tokens=ramp_from(token_knots, found[6:split]),
+        batch=ramp_from(batch_knots, found[split:]),
+        attention=float(attention),
+        prefill_context=float(prefill_context),
+        kv_tokens=float(kv_tokens),
+        decode_context=float(decode_context),
+        ranges=ranges,
+    )
+
+
+def _regular(fixed: int, token_knots: Floats, batch_knots: Floats) -> Floats:
+    tokens, batch = smooth_rows(token_knots), smooth_rows(batch_knots)
+    rows = np.zeros((len(tokens) + len(batch), fixed + tokens.shape[1] + batch.shape[1]))
+    rows[: len(tokens), fixed : fixed + tokens.shape[1]] = tokens
+    rows[len(tokens) :, fixed + tokens.shape[1] :] = batch
+    return rows

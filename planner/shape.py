@@ -1,0 +1,96 @@
+"""The shape of a step, and the ranges of shapes that were measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nexus.planner.fit import Floats
+from nexus.profiles.schema import Sample
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Steps to be timed, as arrays of one shape; 0 tokens or sequences: no such phase.
+
+    ``prefill_context + chunk / 2`` is what a chunk's token attends to on average; a chunk of
+    several short prompts attends to less than half of itself, so that its context is negative.
+    """
+
+    chunk: Floats
+    prefill_context: Floats
+    decode_batch: Floats
+    decode_context: Floats
+
+    @classmethod
+    def of(
+        cls,
+        chunk: Any = 0,
+        prefill_context: Any = 0,
+        decode_batch: Any = 0,
+        decode_context: Any = 0,
+    ) -> "Shape":
+        """From numbers or arrays that broadcast together."""
+        parts = np.broadcast_arrays(chunk, prefill_context, decode_batch, decode_context)
+        return cls(*(np.asarray(part, dtype=np.float64) for part in parts))
+
+    @classmethod
+    def of_samples(cls, samples: Sequence[Sample]) -> "Shape":
+        """The shapes of ``samples``, each of shape (n,)."""
+        return cls.of(
+            [s.chunk for s in samples],
+            [s.prefill_context for s in samples],
+            [s.decode_batch for s in samples],
+            [s.decode_context for s in samples],
+        )
+
+    @property
+    def kv_tokens(self) -> Floats:
+        """KV tokens that decode reads."""
+        return self.decode_batch * self.decode_context
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The largest and smallest measured values of a group of samples."""
+
+    chunk: tuple[float, float]
+    prefill_context: tuple[float, float]
+    decode_batch: tuple[float, float]
+    kv_tokens: tuple[float, float]
+
+    @classmethod
+    def of(cls, shape: Shape) -> "Ranges":
+        """Over the steps that have the phase at all."""
+        prefill, decode = shape.chunk > 0, shape.decode_batch > 0
+        return cls(
+            _span(shape.chunk[prefill]),
+            _span(shape.prefill_context[prefill]),
+            _span(shape.decode_batch[decode]),
+            _span(shape.kv_tokens[decode]),
+        )
+
+    def clamp(self, shape: Shape) -> tuple[Shape, Floats]:
+        """``shape`` brought into the ranges, and where that changed it (1.0) or not (0.0).
+
+        Below the smallest measured chunk or batch a step is timed as that one: small steps
+        cost what the smallest does. That and a shorter context are not counted as clamped.
+        """
+        prefill, decode = shape.chunk > 0, shape.decode_batch > 0
+        chunk = np.where(prefill, np.clip(shape.chunk, *self.chunk), 0.0)
+        context = np.where(prefill, np.minimum(shape.prefill_context, self.prefill_context[1]), 0.0)
+        batch = np.where(decode, np.clip(shape.decode_batch, *self.decode_batch), 0.0)
+        kv = np.minimum(shape.kv_tokens, self.kv_tokens[1])
+        beyond = (
+            (shape.chunk > chunk)
+            | (prefill & (shape.prefill_context > context))
+            | (shape.decode_batch > batch)
+            | (shape.kv_tokens > kv)
+        )
+        inside = Shape(chunk, context, batch, kv / np.maximum(batch, 1.0))
+        return inside, beyond.astype(np.float64)
+
+
+def _span(values: Floats) -> tuple[float, float]:
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)

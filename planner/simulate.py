@@ -1,0 +1,181 @@
+"""Requests served in virtual time, and what came of them.
+
+Step times come from the profile's model, decisions from the policy that serves.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nexus.planner.engine import Chooser, Event, ImaginedEngine, Sequence
+from nexus.planner.fit import Bools, Floats
+from nexus.planner.steptimes import StepTimes
+from nexus.planner.table import Bounds, Mode, Plan, Table
+from nexus.planner.workload import Lengths
+from nexus.profiles.schema import Engine
+from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, Policy, PrefillOrder, State
+
+GOOD_GAPS = 0.95  # of a request's gaps must be within TBT for the request to be
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What arrives: times in seconds and lengths in tokens, each of shape (n,), by time."""
+
+    arrivals_s: Floats
+    lengths: Lengths
+
+    def at_rate(self, per_s: float) -> "Requests":
+        """The same requests in the same order, arriving at another mean rate."""
+        span = float(self.arrivals_s[-1] - self.arrivals_s[0])
+        scale = (len(self.arrivals_s) - 1) / span / per_s if span > 0 else 1.0
+        return replace(self, arrivals_s=(self.arrivals_s - self.arrivals_s[0]) * scale)
+
+    def first(self, count: int) -> "Requests":
+        """Only the first ``count``."""
+        lengths = self.lengths
+        cut = Lengths(lengths.source, lengths.inputs[:count], lengths.outputs[:count])
+        return Requests(self.arrivals_s[:count], cut)
+
+
+def poisson(lengths: Lengths, count: int, seed: int = 0) -> Requests:
+    """``count`` requests drawn from ``lengths``, at random times around one a second.
+
+    Lengths are evenly spread over the sorted prompts, so that their mean is the workload's
+    however few are drawn.
+    """
+    rng = np.random.default_rng(seed)
+    order = np.argsort(lengths.inputs, kind="stable")
+    size = len(order)
+    offset = rng.random()
+    drawn = order[((np.arange(count) + offset) * size / count).astype(int) % size]
+    rng.shuffle(drawn)
+    times = np.cumsum(rng.exponential(1.0, count))
+    picked = Lengths(lengths.source, lengths.inputs[drawn], lengths.outputs[drawn])
+    return Requests(times, picked)
+
+
+@dataclass(frozen=True)
+class System:
+    """A server to be imagined: who chooses modes, and in which order prompts run.
+
+    ``mode`` is a fixed one; without it, ``plan`` decides. ``stock``: the chunk is vLLM's
+    token budget, decodes included.
+    """
+
+    name: str
+    mode: Mode | None = None
+    plan: Plan | None = None
+    order: PrefillOrder = "spf"
+    aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
+    stock: bool = False
+
+    def chooser(self) -> Chooser:
+        """A fresh decision-maker."""
+        if self.mode is not None:
+            fixed = self.mode
+            return lambda state: fixed
+        assert self.plan is not None
+        policy = Policy(Table(self.plan))
+
+        def choose(state: State) -> Mode:
+            return policy.decide(state)[0]
+
+        return choose
+
+
+@dataclass(frozen=True)
+class Run:
+    """One simulated run; arrays of shape (n,) are by request, in seconds.
+
+    ``gaps_s`` holds every gap between two tokens of a request, ``owner`` whose it is.
+    """
+
+    arrivals_s: Floats
+    first_token_s: Floats
+    last_token_s: Floats
+    outputs: Floats
+    gaps_s: Floats
+    owner: Floats
+    preemptions: int
+    end_s: float
+    events: tuple[Event, ...] = ()
+    states: tuple[tuple[float, State], ...] = ()
+
+    @property
+    def ttft_ms(self) -> Floats:
+        """Time to first token by request."""
+        return 1e3 * (self.first_token_s - self.arrivals_s)
+
+    @property
+    def tpot_ms(self) -> Floats:
+        """Mean gap by request, of those that have one."""
+        many = self.outputs > 1
+        span = self.last_token_s[many] - self.first_token_s[many]
+        return np.asarray(1e3 * span / (self.outputs[many] - 1))
+
+    def good(self, bounds: Bounds) -> Bools:
+        """Which requests meet both bounds, TBT at their own 95th percentile."""
+        late = np.bincount(
+            self.owner.astype(np.int64),
+            self.gaps_s > bounds.tbt_ms / 1e3,
+            len(self.arrivals_s),
+        )
+        allowed = (1.0 - GOOD_GAPS) * np.maximum(self.outputs - 1, 0)
+        return np.asarray((self.ttft_ms <= bounds.ttft_ms) & (late <= allowed))
+
+    def attainment(self, bounds: Bounds) -> float:
+        """The share of requests that meet both bounds."""
+        return float(self.good(bounds).mean())
+
+
+def simulate(
+    times: StepTimes, limits: Engine, requests: Requests, system: System, record: bool = False
+) -> Run:
+    """Serve ``requests`` to the end; ``record`` keeps the events and states."""
+    engine = ImaginedEngine(
+        times,
+        limits,
+        system.chooser(),
+        order=system.order,
+        aging_tokens_per_s=system.aging_tokens_per_s,
+        stock=system.stock,
+        record=record,
+    )
+    lengths = requests.lengths
+    rows = zip(
+        requests.arrivals_s.tolist(), lengths.inputs.tolist(), lengths.outputs.tolist(), strict=True
+    )
+    sequences = [
+        Sequence(index, arrival, prompt, output, remaining=prompt)
+        for index, (arrival, prompt, output) in enumerate(rows)
+    ]
+    engine.run(sequences)
+    return _outcome(engine, sequences, requests)
+
+
+def _outcome(engine: ImaginedEngine, sequences: list[Sequence], requests: Requests) -> Run:
+    ends = np.array(engine.step_ends)
+    first = np.array([sequence.spans[0][0] for sequence in sequences])
+    last = np.array([sequence.spans[-1][1] for sequence in sequences])
+    pieces, owners = [], []
+    for sequence in sequences:
+        spans = sequence.spans
+        if len(spans) == 1:
+            tokens = ends[spans[0][0] : spans[0][1] + 1]
+        else:
+            tokens = np.concatenate([ends[start : stop + 1] for start, stop in spans])
+        pieces.append(np.diff(tokens))
+        owners.append(len(tokens) - 1)
+    return Run(
+        arrivals_s=requests.arrivals_s,
+        first_token_s=ends[first],
+        last_token_s=ends[last],
+        outputs=requests.lengths.outputs.astype(np.float64),
+        gaps_s=np.concatenate(pieces),
+        owner=np.repeat(np.arange(len(sequences)), owners).astype(np.float64),
+        preemptions=engine.preemptions,
+        end_s=engine.now,
+        events=tuple(engine.events or ()),
+        states=tuple(engine.states or ()),
+    )
