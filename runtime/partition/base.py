@@ -23,40 +23,51 @@ class Partition:
 class Cut:
     """One way to divide the device: a group of ``group_sms``, and all the rest.
 
-    ``decode_gets_group`` says which side is decode's.
+    ``group_first`` says whether the group, not the rest, is for whom the cut was chosen.
     """
 
     group_sms: int
-    decode_gets_group: bool
+    group_first: bool
 
 
-def round_to_step(sms: int, step: int, total: int) -> int:
-    """``sms`` rounded up to what a driver can group: a multiple of ``step``, or all SMs.
+def side_sizes(step: int, total: int) -> tuple[int, ...]:
+    """Every number of SMs that one side of a cut can have, and ``total``."""
+    groups = range(step, total, step)
+    return tuple(sorted({*groups, *(total - group for group in groups), total}))
 
-    Raises PartitionError for less than one SM or more than there are.
+
+def choose_side(sms: int, step: int, total: int) -> Cut:
+    """The cut with the smallest side that has at least ``sms`` SMs.
+
+    The group may be all ``total`` SMs. Raises PartitionError for less than one SM or
+    more than there are.
     """
     if not 1 <= sms <= total:
         raise PartitionError(f"{sms} SMs asked for, this GPU has {total}")
-    return min(-(-sms // step) * step, total)
+    group = min(-(-sms // step) * step, total)
+    others = (total - sms) // step * step
+    if others and total - others < group:
+        return Cut(others, group_first=False)
+    return Cut(group, group_first=True)
 
 
 def choose_cut(prefill_sms: int, decode_sms: int, step: int, total: int) -> Cut:
-    """The cut whose two sides come nearest to the SMs asked for.
+    """The cut, chosen for decode, whose sides come nearest to the SMs asked for.
 
     A driver makes one group of a multiple of ``step`` SMs and leaves a remainder, so
     either phase can be the group. Decode is, where both cuts are equally near: its
     small kernels gain the most from a group's guarantees. Raises PartitionError for
     more SMs than there are, or a side without any.
     """
-    if prefill_sms + decode_sms > total:
+    if min(prefill_sms, decode_sms) < 1 or prefill_sms + decode_sms > total:
         raise PartitionError(f"{prefill_sms} + {decode_sms} SMs asked for, this GPU has {total}")
     cuts = []
-    for decode_gets_group, wanted in ((True, decode_sms), (False, prefill_sms)):
-        group = round_to_step(wanted, step, total)
+    for group_first, wanted in ((True, decode_sms), (False, prefill_sms)):
+        group = -(-wanted // step) * step
         if group < total:
-            decode = group if decode_gets_group else total - group
+            decode = group if group_first else total - group
             distance = abs(decode - decode_sms) + abs(total - decode - prefill_sms)
-            cuts.append((distance, Cut(group, decode_gets_group)))
+            cuts.append((distance, Cut(group, group_first)))
     if not cuts:
         raise PartitionError(f"{total} SMs cannot be split in steps of {step}")
     return min(cuts, key=lambda entry: entry[0])[1]

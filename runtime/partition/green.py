@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from nexus.errors import PartitionError
-from nexus.runtime.partition.base import Partition, choose_cut, round_to_step
+from nexus.runtime.partition.base import Cut, Partition, choose_cut, choose_side, side_sizes
 
 FINE_STEP = 2
+_IGNORE_COSCHEDULING = 1  # the driver's flag, which releases of cuda-bindings name differently
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,12 @@ class GreenContexts:
     def split(self, prefill_sms: int, decode_sms: int) -> Lanes:
         """Disjoint SMs for the phases, as near to those asked for as the driver allows."""
         cut = choose_cut(prefill_sms, decode_sms, self.step, self.total_sms)
-        group, rest = self._cut(cut.group_sms)
-        decode, prefill = (group, rest) if cut.decode_gets_group else (rest, group)
+        decode, prefill = self._sides(cut)
         return self._lanes(prefill, decode)
+
+    def sizes(self) -> tuple[int, ...]:
+        """Every number of SMs that a phase can be confined to; what is left is the other's."""
+        return side_sizes(self.step, self.total_sms)
 
     def overlap(self, prefill_sms: int) -> Lanes:
         """Prefill confined to ``prefill_sms``; decode on all SMs, with priority."""
@@ -118,8 +122,12 @@ class GreenContexts:
         )
 
     def _side(self, sms: int) -> Side:
-        group_sms = round_to_step(sms, self.step, self.total_sms)
-        return self._whole if group_sms == self.total_sms else self._cut(group_sms)[0]
+        cut = choose_side(sms, self.step, self.total_sms)
+        return self._whole if cut.group_sms == self.total_sms else self._sides(cut)[0]
+
+    def _sides(self, cut: Cut) -> tuple[Side, Side]:
+        group, rest = self._cut(cut.group_sms)
+        return (group, rest) if cut.group_first else (rest, group)
 
     def _cut(self, group_sms: int) -> tuple[Side, Side]:
         if group_sms not in self._cuts:
@@ -179,10 +187,11 @@ def _fine_cut(_device: Any, index: int, group_sms: int) -> tuple[Side, Side]:
     from cuda.bindings import driver as cu
 
     kind = cu.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
-    flag = cu.CUdevSmResourceSplit_flags.CU_DEV_SM_RESOURCE_SPLIT_IGNORE_SM_COSCHEDULING
     gpu = _checked(cu.cuDeviceGet(index))
     whole = _checked(cu.cuDeviceGetDevResource(gpu, kind))
-    groups, _, rest = _checked(cu.cuDevSmResourceSplitByCount(1, whole, int(flag), group_sms))
+    groups, _, rest = _checked(
+        cu.cuDevSmResourceSplitByCount(1, whole, _IGNORE_COSCHEDULING, group_sms)
+    )
 
     def side(resource: Any) -> Side:
         desc = _checked(cu.cuDevResourceGenerateDesc([resource], 1))

@@ -147,9 +147,9 @@ def describe_support() -> tuple[bool, str]:
 
 
 def _describe() -> tuple[bool, str]:
-    start = time.perf_counter()
     contexts = GreenContexts()
     total, step = contexts.total_sms, contexts.step
+    start = time.perf_counter()
     try:
         sizes = range(step, total - step + 1, step)
         partitions = [contexts.split(total - decode, decode) for decode in sizes]

@@ -3,7 +3,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nexus.errors import PartitionError
-from nexus.runtime.partition.base import Cut, Partition, choose_cut, round_to_step
+from nexus.runtime.partition.base import Cut, Partition, choose_cut, choose_side, side_sizes
 
 
 def test_a_split_is_disjoint_and_an_overlap_is_not() -> None:
@@ -14,10 +14,10 @@ def test_a_split_is_disjoint_and_an_overlap_is_not() -> None:
 @pytest.mark.parametrize(
     ("prefill", "decode", "cut"),
     [
-        (84, 48, Cut(48, decode_gets_group=True)),
-        (48, 84, Cut(48, decode_gets_group=False)),
-        (66, 66, Cut(72, decode_gets_group=True)),
-        (130, 2, Cut(8, decode_gets_group=True)),
+        (84, 48, Cut(48, group_first=True)),
+        (48, 84, Cut(48, group_first=False)),
+        (66, 66, Cut(72, group_first=True)),
+        (130, 2, Cut(8, group_first=True)),
     ],
 )
 def test_the_group_goes_where_the_pair_comes_nearest(prefill: int, decode: int, cut: Cut) -> None:
@@ -26,7 +26,7 @@ def test_the_group_goes_where_the_pair_comes_nearest(prefill: int, decode: int, 
 
 def test_two_sm_steps_give_every_even_pair_exactly() -> None:
     for decode in range(2, 132, 2):
-        assert choose_cut(132 - decode, decode, 2, 132) == Cut(decode, decode_gets_group=True)
+        assert choose_cut(132 - decode, decode, 2, 132) == Cut(decode, group_first=True)
 
 
 @given(st.integers(1, 131), st.integers(1, 131), st.sampled_from([1, 2, 8, 16]))
@@ -44,13 +44,27 @@ def test_impossible_pairs_are_refused(prefill: int, decode: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sms", "rounded"), [(1, 8), (8, 8), (9, 16), (128, 128), (129, 132), (132, 132)]
+    ("sms", "cut"),
+    [
+        (48, Cut(48, group_first=True)),
+        (84, Cut(48, group_first=False)),
+        (50, Cut(80, group_first=False)),
+        (1, Cut(128, group_first=False)),
+        (132, Cut(132, group_first=True)),
+    ],
 )
-def test_rounding_ends_at_the_whole_device(sms: int, rounded: int) -> None:
-    assert round_to_step(sms, 8, 132) == rounded
+def test_one_side_is_the_smallest_that_is_large_enough(sms: int, cut: Cut) -> None:
+    assert choose_side(sms, 8, 132) == cut
+
+
+@given(st.integers(1, 132), st.sampled_from([1, 2, 8, 16]))
+def test_sides_have_the_sizes_that_are_listed(sms: int, step: int) -> None:
+    cut = choose_side(sms, step, 132)
+    size = cut.group_sms if cut.group_first else 132 - cut.group_sms
+    assert size == min(each for each in side_sizes(step, 132) if each >= sms)
 
 
 @pytest.mark.parametrize("sms", [0, -1, 133])
 def test_more_or_less_than_there_are_is_refused(sms: int) -> None:
     with pytest.raises(PartitionError, match="132"):
-        round_to_step(sms, 8, 132)
+        choose_side(sms, 8, 132)

@@ -46,6 +46,13 @@ def test_overlap_confines_prefill_alone(contexts: GreenContexts, reader: SmReade
     assert lanes.decode.priority < lanes.prefill.priority
 
 
+def test_every_listed_size_is_given(contexts: GreenContexts, reader: SmReader) -> None:
+    for sms in contexts.sizes():
+        lanes = contexts.alone(sms)
+        assert lanes.partition.prefill_sms == lanes.partition.decode_sms == sms
+        assert len(reader.sms_of(lanes.decode)) == sms
+
+
 def test_two_sm_steps(reader: SmReader) -> None:
     contexts = GreenContexts(fine=True)
     for decode in (2, 6, 30):
