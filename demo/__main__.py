@@ -1,0 +1,3 @@
+from nexus.demo.run import main
+
+main()
