@@ -123,6 +123,10 @@ class GpuMeter:
             batch=point.decode_batch,
         )
 
+    def sizes(self) -> tuple[int, ...]:
+        """Every number of SMs that a phase can be confined to, all of them last."""
+        return self.contexts.sizes()
+
     def close(self) -> None:
         """Free the graphs and partitions."""
         self._graphs.clear()
@@ -162,15 +166,17 @@ class GpuMeter:
             decodes.append(self._steps.launch())  # decode first: it is quick to launch
             passes.append(self._lane.forward([row]))
             start = time.perf_counter()
-            while not _steady(decodes, passes, time.perf_counter() - start):
-                if len(decodes) >= CORUN_STEPS:
-                    raise RuntimeError("prefill is too slow beside these decodes")
+            while len(decodes) < CORUN_STEPS and not (
+                _enough(decodes, passes) and time.perf_counter() - start >= CORUN_SECONDS
+            ):
                 decodes.append(self._steps.launch())
                 while not decodes[-1 - self._ahead].query():
                     self._top_up(passes, row)
                 self._top_up(passes, row)
                 self._steps.settle(self._ahead)
             condition = self._gpu.read()
+            if not _enough(decodes, passes):
+                raise RuntimeError("prefill is too slow beside these decodes")
             finished = [each.done for each in passes if each.finished() and each.done]
             decodes[-1].synchronize()
             passes[-1].wait()
@@ -260,13 +266,10 @@ def intervals_ms(events: list[torch.cuda.Event]) -> list[float]:
     return [round(first.elapsed_time(second), 4) for first, second in pairwise(events)]
 
 
-def _steady(decodes: list[torch.cuda.Event], passes: list[LanePass], seconds: float) -> bool:
+def _enough(decodes: list[torch.cuda.Event], passes: list[LanePass]) -> bool:
     """Whether enough was seen of both phases."""
-    return (
-        seconds >= CORUN_SECONDS
-        and len(decodes) >= WARM_UP + MIN_REPEATS
-        and sum(each.finished() for each in passes[: MIN_PASSES + 1]) > MIN_PASSES
-    )
+    over = sum(each.finished() for each in passes[: MIN_PASSES + 1])
+    return over > MIN_PASSES and len(decodes) >= WARM_UP + MIN_REPEATS
 
 
 def _graph_sizes(config: Any) -> list[int]:

@@ -1,6 +1,6 @@
-"""The prefill lane against vLLM's own prefill, in a real engine."""
+"""The prefill lane against vLLM's own prefill, in a real engine (on a GPU if there is one)."""
 
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +12,32 @@ PROMPT = [(31 * position + 7) % 500 for position in range(75)]
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("vllm")
-    path = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-    )
-    transformers.LlamaForCausalLM(config).float().save_pretrained(path)
-    return _start(path)
+def llm(tiny_model: Path) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        import torch
+        from vllm import LLM
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        engine = LLM(
+            model=str(tiny_model),
+            dtype="bfloat16" if torch.cuda.is_available() else "float32",
+            enable_prefix_caching=False,
+            enforce_eager=True,
+            kv_cache_memory_bytes=1 << 26,
+            max_model_len=2048,
+            max_num_batched_tokens=2048,
+        )
+        yield engine
+        engine.llm_engine.engine_core.shutdown()
+        del engine
+        cleanup_dist_env_and_memory()
 
 
-def _start(path: Path) -> Any:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    from vllm import LLM
+def _tolerance() -> float:
+    import torch
 
-    return LLM(
-        model=str(path),
-        dtype="float32",
-        skip_tokenizer_init=True,
-        enable_prefix_caching=False,
-        enforce_eager=True,
-        kv_cache_memory_bytes=1 << 26,
-        max_num_batched_tokens=256,
-        distributed_executor_backend="uni",
-    )
+    return 0.02 if torch.cuda.is_available() else 1e-4
 
 
 def _first_token_logprobs(llm: Any) -> dict[int, float]:
@@ -83,7 +74,7 @@ def test_lane_computes_what_vllm_computes(llm: Any, chunks: list[int]) -> None:
     expected = _first_token_logprobs(llm)
     (found,) = llm.collective_rpc(_lane_logprobs, args=(chunks, 40))
     for token, logprob in expected.items():
-        assert found[token] == pytest.approx(logprob, abs=1e-4)
+        assert found[token] == pytest.approx(logprob, abs=_tolerance())
 
 
 def _two_rows(worker: Any) -> bool:
@@ -97,7 +88,7 @@ def _two_rows(worker: Any) -> bool:
     second = Row(PROMPT[5:60], 0, (list(range(11, 16)),))
     alone = torch.cat([lane.forward([row]).hidden_states for row in (first, second)])
     together = lane.forward([first, second]).hidden_states
-    return torch.allclose(alone, together, atol=1e-4)
+    return bool(torch.allclose(alone, together, atol=_tolerance()))
 
 
 def test_rows_do_not_see_each_other(llm: Any) -> None:
@@ -114,4 +105,4 @@ def _steps_after_lane(worker: Any) -> None:
 def test_lane_leaves_vllm_as_it_was(llm: Any) -> None:
     before = _first_token_logprobs(llm)
     llm.collective_rpc(_steps_after_lane)
-    assert _first_token_logprobs(llm) == pytest.approx(before, abs=1e-5)
+    assert _first_token_logprobs(llm) == pytest.approx(before, abs=_tolerance())
