@@ -5,12 +5,13 @@ The order matters: whatever the time budget cuts off is the least needed. Every
 points that it has never seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nexus.profiles.schema import Engine, Sample, SampleMode
 
 HOLD_OUT = 4
+HEADROOM = 512  # tokens that a sequence may grow by while it is measured, and rounding
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -79,14 +80,15 @@ class Limits:
 
     def allow(self, point: Point) -> bool:
         """Whether the engine can run ``point`` at all."""
-        held = point.prefill_context + point.chunk + point.decode_batch * point.decode_context
         rows = point.decode_batch + (1 if point.chunk else 0)
+        held = point.prefill_context + point.chunk + HEADROOM
+        held += point.decode_batch * (point.decode_context + HEADROOM)
         return (
             point.chunk + point.decode_batch <= self.tokens
             and rows <= self.sequences
-            and held <= self.kv_tokens // 2  # blocks are rounded up, and steps add tokens
+            and held <= self.kv_tokens
             and point.prefill_context + point.chunk < self.context
-            and point.decode_context < self.context // 2
+            and (point.decode_batch == 0 or point.decode_context + HEADROOM < self.context)
         )
 
 
@@ -116,6 +118,78 @@ def core_points(cores: int, limits: Limits, max_chunk: int, max_batch: int) -> l
         *_solo(cores, chunks[1::2], (512, 2048), batches[1::2], (512, 2048)),
     ]
     return _first_of_each(plan, refine, limits)
+
+
+def gpu_points(sizes: Sequence[int], limits: Limits) -> list[Point]:
+    """The points of a GPU profile, most needed first.
+
+    ``sizes`` are the SM counts that one side of a partition can have, all SMs last. The
+    coarse grid is the fused steps, the shared pairs and the curves of the commonest
+    steps against SM count; the rest of each follows.
+    """
+    total = sizes[-1]
+    prefill_side = [total - size for size in _spread(sizes, 16, total // 2 + 8, 8)]
+    loads = ((32, 1024), (128, 1024), (64, 4096), (256, 1024), (8, 1024), (128, 4096))
+    chunks = [128, 256, 512, 1024, 2048, 4096, 8192]
+    coarse = [
+        *_solo(total, chunks, (0,), list(BATCHES), (1024,)),
+        *(point for load in loads for point in _fused(total, chunks[:5], *_load(load), (0,))),
+        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 2048, 0)),
+        *(
+            point
+            for count in _spread(sizes, 8, total, 16)[:-1]
+            for point in _solo(count, [512, 2048], (0,), [32, 128], (1024,))
+        ),
+    ]
+    refine = [
+        *(point for load in loads[4:] for point in _shared(total, prefill_side, load, 2048, 0)),
+        *_solo(total, chunks[1:], (4096, 16384), [1, 8, 32, 64, 128, 256], (128, 4096, 16384)),
+        *_fused(total, [512, 2048], [32, 128], (1024,), (4096, 16384)),
+        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 512, 0)),
+        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 2048, 8192)),
+        *(point for load in loads for point in _fused(total, [4096, 8192], *_load(load), (0,))),
+        *(
+            point
+            for count in _spread(sizes, 8, total, 16)[:-1]
+            for point in _solo(count, [256, 1024, 8192], (0,), [8, 256], (1024, 8192))
+        ),
+        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 8192, 0)),
+    ]
+    return _first_of_each(coarse, refine, limits)
+
+
+def kernel_points(sizes: Sequence[int], limits: Limits) -> list[Point]:
+    """One prefill and one decode step per SM count, for their kernels' times."""
+    points = [
+        point
+        for count in _spread(sizes, 8, sizes[-1], 16)
+        for point in _solo(count, [2048], (0,), [128], (1024,))
+    ]
+    return [point for point in points if limits.allow(point)]
+
+
+def _load(load: tuple[int, int]) -> tuple[list[int], tuple[int]]:
+    batch, context = load
+    return [batch], (context,)
+
+
+def _shared(
+    total: int, prefill_side: list[int], load: tuple[int, int], chunk: int, context: int
+) -> Iterator[Point]:
+    """Each split, and each overlap, of a decode load with chunks at a context."""
+    batch, decode_context = load
+    for sms in prefill_side:
+        yield Point("split", sms, total - sms, chunk, context, batch, decode_context)
+        yield Point("overlap", sms, total, chunk, context, batch, decode_context)
+
+
+def _spread(sizes: Sequence[int], least: int, most: int, count: int) -> list[int]:
+    """At most ``count`` of ``sizes`` from ``least`` to ``most``, evenly, the ends included."""
+    inside = [size for size in sizes if least <= size <= most]
+    if len(inside) <= count:
+        return inside
+    step = (len(inside) - 1) / (count - 1)
+    return [inside[round(step * index)] for index in range(count)]
 
 
 def core_counts(cores: int) -> list[int]:
@@ -149,9 +223,7 @@ def _fused(
         for prefill_context in prefill_contexts:
             for batch in batches:
                 for chunk in chunks:
-                    yield Point(
-                        "fused", sms, sms, chunk, prefill_context, batch, decode_context
-                    )
+                    yield Point("fused", sms, sms, chunk, prefill_context, batch, decode_context)
 
 
 def _first_of_each(coarse: list[Point], refine: list[Point], limits: Limits) -> list[Point]:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from nexus.errors import EngineError, MismatchError, UserError
-from nexus.profiler.points import Limits, Point, core_points
+from nexus.profiler.points import Limits, Point, core_points, gpu_points, kernel_points
 from nexus.profiles.schema import (
     Engine,
+    KernelSample,
     Machine,
     Model,
     Profile,
@@ -42,15 +43,17 @@ class Session:
         self._engine = engine
         self.profile = profile
         self._path = path
+        self._sizes: list[int] = self._call("nexus_sizes")
 
     def points(self) -> list[Point]:
         """Every point of this machine's grid, measured or not, most needed first."""
-        machine, engine = self.profile.machine, self.profile.engine
-        limits = Limits.of(engine, self.profile.model.max_model_len)
-        return core_points(machine.sms, limits, CPU_MAX_CHUNK, CPU_MAX_BATCH)
+        limits = self._limits()
+        if self.profile.machine.device == "cpu":
+            return core_points(self.profile.machine.sms, limits, CPU_MAX_CHUNK, CPU_MAX_BATCH)
+        return gpu_points(self._sizes, limits)
 
     def measure(self, minutes: float, progress: Callable[[int, int, Sample], None]) -> None:
-        """Measure what is missing until done or ``minutes`` are over.
+        """Measure what is missing until done or ``minutes`` are over; then the kernels.
 
         ``progress(done, total, sample)`` is called after each point, when the sample
         is already on disk.
@@ -64,11 +67,30 @@ class Session:
                 continue
             if time.monotonic() > deadline:
                 break
-            (raw,) = self._engine.collective_rpc("nexus_measure", args=(asdict(point),))
-            sample = Sample(**raw)
+            sample = Sample(**self._call("nexus_measure", asdict(point)))
             self._keep(sample)
             done += 1
             progress(done, len(points), sample)
+        self._measure_kernels()
+
+    def _measure_kernels(self) -> None:
+        """Kernel times by class; last, because CUPTI slows down what runs after it."""
+        if self.profile.machine.device == "cpu" or self.profile.kernels:
+            return
+        kernels = [
+            KernelSample(**raw)
+            for point in kernel_points(self._sizes, self._limits())
+            for raw in self._call("nexus_kernels", asdict(point))
+        ]
+        self.profile = replace(self.profile, kernels=tuple(kernels))
+        write_profile(self._path, self.profile)
+
+    def _limits(self) -> Limits:
+        return Limits.of(self.profile.engine, self.profile.model.max_model_len)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        (result,) = self._engine.collective_rpc(method, args=arguments)
+        return result
 
     def _keep(self, sample: Sample) -> None:
         others = [old for old in self.profile.samples if old.key != sample.key]

