@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from nexus.errors import NexusError
-from nexus.planner.fit import Bools, Floats
+from nexus.planner.fit import Bools, Floats, Ints
 from nexus.planner.frontier import Outcomes, States, evaluate
 from nexus.planner.latency import LatencyModel
 from nexus.planner.table import Mode
@@ -134,36 +134,44 @@ def solve_capacity(traffic: Traffic, input_tokens: float, decode_steps: float) -
     if top == 0:
         nothing = np.zeros_like(levels)
         return Capacity(0.0, levels, nothing, 0.0, nothing + 1.0 / input_tokens, nothing)
-    columns = np.arange(len(up))
-    rises, falls = level_index < top, level_index > 0
-    balance = sparse.csr_matrix(
-        (
-            np.concatenate([up[rises], -down[falls]]),
-            (
-                np.concatenate([level_index[rises], level_index[falls] - 1]),
-                np.concatenate([columns[rises], columns[falls]]),
-            ),
-        ),
-        shape=(top, len(up)),
-    )
-    share = cp.Variable(len(up), nonneg=True)
-    problem = cp.Problem(cp.Maximize(up @ share), [balance @ share == 0, cp.sum(share) == 1])
-    problem.solve(solver=cp.HIGHS)
-    if problem.status != cp.OPTIMAL or share.value is None:
-        raise NexusError(f"the capacity program ended as {problem.status}")
-    shares = np.maximum(share.value, 0.0)
+    shares = _solve_program(up, down, level_index, top)
+    per_s = float(up @ shares)
     per_level = np.bincount(level_index, shares, len(levels)).astype(np.float64)
     tokens = traffic.down[mode_index, level_index] * shares
     tbt = float(tokens @ traffic.tbt_ms[mode_index, level_index] / max(tokens.sum(), 1e-12))
-    worth = _worth_of_a_sequence(traffic, use, top, float(problem.value), per_level)
+    worth = _worth_of_a_sequence(traffic, use, top, per_s, per_level)
     return Capacity(
-        per_s=float(problem.value),
+        per_s=per_s,
         levels=levels,
         level_share=per_level,
         tbt_ms=tbt,
         prefill_price=(1.0 - worth[1:]) / input_tokens,
         decode_price=worth[:-1] / decode_steps,
     )
+
+
+def _solve_program(up: Floats, down: Floats, level: Ints, top: int) -> Floats:
+    """The share of time in each choice, of which each has its ``level``, from 0 to ``top``."""
+    # In units of each choice's own traffic, so that the solver sees numbers around 1.
+    unit = 1.0 / np.maximum(up, down)
+    columns = np.arange(len(up))
+    rises, falls = level < top, level > 0
+    flows = np.concatenate([(up * unit)[rises], -(down * unit)[falls]])
+    boundary = np.concatenate([level[rises], level[falls] - 1])
+    choice = np.concatenate([columns[rises], columns[falls]])
+    balance = sparse.csr_matrix((flows, (boundary, choice)), shape=(top, len(up)))
+    traffic = cp.Variable(len(up), nonneg=True)
+    problem = cp.Problem(
+        cp.Maximize((up * unit) @ traffic), [balance @ traffic == 0, unit @ traffic == 1]
+    )
+    for solver in (cp.HIGHS, cp.CLARABEL):
+        try:
+            problem.solve(solver=solver)
+        except cp.error.SolverError:
+            continue
+        if problem.status == cp.OPTIMAL and traffic.value is not None:
+            return np.asarray(np.maximum(traffic.value, 0.0) * unit)
+    raise NexusError(f"the capacity program ended as {problem.status}")
 
 
 def _worth_of_a_sequence(

@@ -110,13 +110,29 @@ class ImaginedEngine:
             mode = self.choose(state)
             if self.states is not None:
                 self.states.append((self.now, state))
-            if mode.mode == "fused" and self._lane is None and not self._ready:
+            if self._only_decodes():
+                self._decode_until_something_happens(mode)
+            elif mode.mode == "fused" and self._lane is None and not self._ready:
                 self._fused_step(mode)
             else:
                 self._lane_step(mode)
 
     def _busy(self) -> bool:
         return bool(self._batch or self._waiting or self._partial or self._lane or self._ready)
+
+    def _only_decodes(self) -> bool:
+        return not (self._backlog or self._lane or self._ready or self._partial)
+
+    def _decode_until_something_happens(self, mode: Mode) -> None:
+        """Decode steps up to the next arrival or the next sequence to finish."""
+        self._make_room()
+        coming = self._coming
+        arrival_s = coming[self._next].arrival_s if self._next < len(coming) else float("inf")
+        most = self.limits.kv_tokens
+        batch = self._batch
+        while self.now < arrival_s and self._batch == batch and self._kv_used + batch <= most:
+            ms = self.times.batch_ms(0, 0.0, batch, self._decode_kv)
+            self._finish_step(ms / 1e3, mode, 0, [])
 
     def _admit(self, until_s: float) -> None:
         while self._next < len(self._coming) and self._coming[self._next].arrival_s <= until_s:

@@ -1,15 +1,10 @@
-"""Whether bounds can be met at all, and what limits a plan that meets them."""
+"""Whether bounds can be met at all."""
 
 import numpy as np
 
 from nexus.errors import InfeasibleError
-from nexus.planner.capacity import Capacity, most_sequences
 from nexus.planner.problem import Problem
-from nexus.planner.table import Bounds, Mode
-
-_RELAXED = 1.25
-_GAIN = 1.01
-_FULL = 0.9
+from nexus.planner.table import Mode
 
 
 def require_feasible(problem: Problem, modes: list[Mode]) -> None:
@@ -47,18 +42,3 @@ def require_feasible(problem: Problem, modes: list[Mode]) -> None:
 def _up(ms: float) -> str:
     """``ms`` rounded up to what a user would type."""
     return f"{np.ceil(ms * 10) / 10:g}" if ms < 100 else f"{np.ceil(ms):g}"
-
-
-def binding_limit(problem: Problem, modes: list[Mode], capacity: Capacity) -> str:
-    """What would raise the capacity if it were relaxed: a bound, memory, sequences or speed."""
-    bounds, engine = problem.bounds, problem.engine
-    looser = Bounds(ttft_ms=bounds.ttft_ms, tbt_ms=bounds.tbt_ms * _RELAXED)
-    if problem.capacity(modes, looser).per_s > _GAIN * capacity.per_s:
-        return "TBT"
-    looser = Bounds(ttft_ms=bounds.ttft_ms * _RELAXED, tbt_ms=bounds.tbt_ms)
-    if problem.capacity(modes, looser).per_s > _GAIN * capacity.per_s:
-        return "TTFT"
-    most = most_sequences(engine, problem.lengths)
-    if capacity.typical_level > _FULL * most:
-        return "max_num_seqs" if most == engine.max_num_seqs else "KV cache"
-    return "compute"

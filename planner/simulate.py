@@ -74,7 +74,7 @@ class System:
         """A fresh decision-maker."""
         if self.mode is not None:
             fixed = self.mode
-            return lambda state: fixed
+            return lambda _: fixed
         assert self.plan is not None
         policy = Policy(Table(self.plan))
 

@@ -6,15 +6,15 @@ into lists.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp
+from math import exp, log, log1p
 
 import numpy as np
 
 from nexus.planner.curve import StepCurve
+from nexus.planner.fit import Ramp
 from nexus.planner.frontier import partition_in
 from nexus.planner.latency import LatencyModel
-from nexus.planner.shape import Shape
-from nexus.planner.sharing import Partition, Slowdown, features
+from nexus.planner.sharing import Partition, Slowdown
 from nexus.planner.table import Mode
 
 Timer = Callable[[int, float, int, float], float]
@@ -27,8 +27,8 @@ def timer(curve: StepCurve) -> Timer:
     chunk_low, chunk_high = ranges.chunk
     batch_low, batch_high = ranges.decode_batch
     context_high, kv_high = ranges.prefill_context[1], ranges.kv_tokens[1]
-    tokens = curve.tokens(np.arange(int(chunk_high + batch_high) + 2)).tolist()
-    batches = curve.batch(np.arange(int(batch_high) + 1)).tolist()
+    tokens = _unrolled(curve.tokens, chunk_high + batch_high)
+    batches = _unrolled(curve.batch, batch_high)
 
     def ms(chunk: int, context: float, batch: int, kv_tokens: float) -> float:
         total = curve.base_ms
@@ -48,6 +48,11 @@ def timer(curve: StepCurve) -> Timer:
         return float(total + tokens[count])
 
     return ms
+
+
+def _unrolled(ramp: Ramp, most: float) -> list[float]:
+    at = np.linspace(0.0, most, int(most) + 1)
+    return [float(value) for value in ramp(at)]
 
 
 @dataclass(frozen=True)
@@ -108,22 +113,29 @@ class StepTimes:
 
 
 def _factor(slowdown: Slowdown) -> Timer:
-    """``slowdown.predict`` for one step; shapes alike to 3 % share one evaluation."""
-    known: dict[tuple[int, int, int, int], float] = {}
+    """``slowdown.predict`` for one step: its ``features`` and its clamping, spelled out."""
+    level, by_batch, by_context, by_chunk, by_before, by_batch2, by_both = (
+        float(value) for value in slowdown.coefficients
+    )
+    ranges = slowdown.ranges
+    chunk_low, chunk_high = ranges.chunk
+    batch_low, batch_high = ranges.decode_batch
+    context_high, kv_high = ranges.prefill_context[1], ranges.kv_tokens[1]
 
     def factor(chunk: int, context: float, batch: int, kv_tokens: float) -> float:
-        key = (
-            chunk.bit_length() if chunk < 32 else chunk >> 5,
-            int(context) >> 8,
-            batch,
-            int(kv_tokens / batch) >> 5,
+        inside = min(max(chunk, chunk_low), chunk_high)
+        before = max(min(context, context_high), 0.0)
+        running = min(max(batch, batch_low), batch_high)
+        b = log(running / 64.0)
+        c = log(max(min(kv_tokens, kv_high) / running, 16.0) / 1024.0)
+        return exp(
+            level
+            + by_batch * b
+            + by_context * c
+            + by_chunk * log(max(inside, 16.0) / 1024.0)
+            + by_before * log1p(before / 1024.0)
+            + by_batch2 * b * b / 4.0
+            + by_both * b * c
         )
-        found = known.get(key)
-        if found is None:
-            shape = Shape.of(chunk, context, batch, kv_tokens / batch)
-            inside, _ = slowdown.ranges.clamp(shape)
-            found = exp(float(features(inside) @ slowdown.coefficients))
-            known[key] = found
-        return found
 
     return factor

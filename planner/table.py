@@ -123,7 +123,13 @@ class Workload:
 
 @dataclass(frozen=True, config=STRICT)
 class Prediction:
-    """What the planner expects of the whole plan; rates in requests per second."""
+    """What the planner expects of the whole plan; rates in requests per second.
+
+    Capacities are the highest simulated rates at which 90 % of the requests meet both
+    bounds: of the plan, of the best stock vLLM (``baseline``), and of the best single mode
+    (``best_fixed``). ``limit_per_s`` is the fluid program's bound on any plan of these modes.
+    Times are simulated at ``rate_per_s``: the mean TTFT and gap, and their 95th percentiles.
+    """
 
     capacity_per_s: Quantity
     baseline: str
@@ -131,6 +137,12 @@ class Prediction:
     ttft_ms: Quantity
     tbt_ms: Quantity
     binding: str
+    best_fixed: str = ""
+    best_fixed_capacity_per_s: Quantity = 0.0
+    limit_per_s: Quantity = 0.0
+    rate_per_s: Quantity = 0.0
+    ttft_p95_ms: Quantity = 0.0
+    tbt_p95_ms: Quantity = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -26,23 +26,31 @@ def describe(plan: Plan, profile: Profile) -> str:
 
 def _rates(plan: Plan) -> str:
     said = plan.prediction
-    gain = said.capacity_per_s / max(said.baseline_capacity_per_s, 1e-9) - 1.0
-    if said.baseline_capacity_per_s == 0.0:
-        against = f"stock vLLM ({_chunk_of(said.baseline)}) cannot hold these bounds at any rate"
-    elif gain > _WORTH_SAYING:
-        against = (
-            f"{gain:+.0%} over {said.baseline_capacity_per_s:.3g} of stock vLLM "
-            f"({_chunk_of(said.baseline)})"
-        )
-    else:
-        against = f"no more than stock vLLM ({_chunk_of(said.baseline)}) does"
     lengths = f"{plan.workload.input_tokens:.0f} + {plan.workload.output_tokens:.0f} tokens"
-    return (
-        f"For requests of {lengths} ({plan.workload.source}) within TTFT "
-        f"{plan.bounds.ttft_ms:g} ms and TBT {plan.bounds.tbt_ms:g} ms this "
-        f"{plan.machine.name} sustains at most {said.capacity_per_s:.3g} requests/s, "
-        f"{against}; {_LIMITS.get(said.binding, said.binding)}."
+    served = (
+        f"For requests of {lengths} ({plan.workload.source}) within TTFT {plan.bounds.ttft_ms:g} ms "
+        f"and TBT {plan.bounds.tbt_ms:g} ms this {plan.machine.name} sustains"
     )
+    if said.capacity_per_s == 0.0:
+        return (
+            f"{served} no rate at which 90 % of the requests meet both, in simulation: "
+            f"loosen the bounds or expect misses."
+        )
+    return (
+        f"{served} {said.capacity_per_s:.3g} requests/s in simulation, {_against(plan)}; "
+        f"{_LIMITS.get(said.binding, said.binding)}."
+    )
+
+
+def _against(plan: Plan) -> str:
+    said = plan.prediction
+    stock = f"stock vLLM ({_chunk_of(said.baseline)})"
+    if said.baseline_capacity_per_s == 0.0:
+        return f"and {stock} cannot hold these bounds at any rate"
+    gain = said.capacity_per_s / said.baseline_capacity_per_s - 1.0
+    if gain > _WORTH_SAYING:
+        return f"{gain:+.0%} over {said.baseline_capacity_per_s:.3g} of {stock}"
+    return f"no more than {stock} does"
 
 
 def _chunk_of(baseline: str) -> str:
@@ -50,26 +58,42 @@ def _chunk_of(baseline: str) -> str:
 
 
 def _sharing(plan: Plan, profile: Profile) -> str:
+    said = plan.prediction
+    if plan.policy == "fixed":
+        (mode,) = plan.modes
+        return f"No table beats one mode for all loads here, so the plan is {mode} everywhere."
+    single = (
+        f" The best single mode, {said.best_fixed}, sustains {said.best_fixed_capacity_per_s:.3g}."
+        if said.best_fixed_capacity_per_s
+        else ""
+    )
     shared = {name for name, mode in plan.modes.items() if mode.mode != "fused"}
     if not shared:
-        why = (
-            "This profile has no partitions to choose from"
-            if not any(sample.mode in ("split", "overlap") for sample in profile.samples)
-            else "No partition pays here"
-        )
-        chunks = sorted(mode.chunk for mode in plan.modes.values())
-        span = f"{chunks[0]} to {chunks[-1]}" if len(chunks) > 1 else f"{chunks[0]}"
-        return f"{why}: every step is one batch, with prefill chunks of {span} tokens by the load."
+        return _unshared(plan, profile) + single
     rows = [row for row in plan.rows if row.decode_batch and row.prefill_backlog]
     paying = [row for row in rows if row.mode in shared]
+    if not paying:
+        return _unshared(plan, profile) + single
     batches = sorted({row.decode_batch for row in paying})
-    names = ", ".join(sorted(shared))
     return (
-        f"Sharing ({names}) is chosen in {len(paying) / max(len(rows), 1):.0%} of the states with "
-        f"both phases, at {batches[0]} to {batches[-1]} decoding sequences; one batch elsewhere."
+        f"Sharing ({', '.join(sorted(shared))}) pays in {len(paying) / len(rows):.0%} of the "
+        f"states with both phases, at {batches[0]} to {batches[-1]} decoding sequences; "
+        f"elsewhere one batch is better.{single}"
     )
+
+
+def _unshared(plan: Plan, profile: Profile) -> str:
+    measured = any(sample.mode in ("split", "overlap") for sample in profile.samples)
+    why = "No partition pays here" if measured else "This profile has no partitions to choose from"
+    chunks = sorted(mode.chunk for mode in plan.modes.values())
+    span = f"{chunks[0]} to {chunks[-1]}" if len(chunks) > 1 else f"{chunks[0]}"
+    return f"{why}: every step is one batch, with prefill chunks of {span} tokens by the load."
 
 
 def _expectation(plan: Plan) -> str:
     said = plan.prediction
-    return f"Expect a TTFT of about {said.ttft_ms:.0f} ms and a TBT of about {said.tbt_ms:.3g} ms."
+    return (
+        f"At {said.rate_per_s:.3g} requests/s expect a TTFT of {said.ttft_ms:.0f} ms on average "
+        f"(p95 {said.ttft_p95_ms:.0f}) and a TBT of {said.tbt_ms:.3g} ms (p95 "
+        f"{said.tbt_p95_ms:.3g})."
+    )

@@ -1,0 +1,159 @@
+"""Tables against every single mode and stock vLLM, played on the same requests."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nexus.planner.choice import Rule, choose_rows, holds, with_backlog
+from nexus.planner.draft import Draft
+from nexus.planner.fit import Floats
+from nexus.planner.frontier import States
+from nexus.planner.goodput import Arena
+from nexus.planner.partitions import best_partitions
+from nexus.planner.simulate import System
+from nexus.planner.table import Bounds, Mode, Plan, Table
+
+STOCK_CHUNKS = (512, 2048, 8192)  # what a tuned vLLM without Nexus is run with
+RULES = (
+    Rule("prices"),
+    Rule("prices", nearly=0.9),
+    Rule("prices", guard=0.9),
+    Rule("prefill"),
+)
+
+_ENDLESS_MS = 1e9
+_BUSY_LOAD = 0.9  # of the fluid limit: where the states that the workload visits are seen
+_USUAL_LOAD = 0.8
+_SAME = 0.99  # tables that sustain this much of the best are told apart by their TTFT
+_LITTLE = 0.2  # of the fluid limit: below it, rates that a few long prompts decide are no measure
+_TRIED_LOADS = (0.25, 0.5, 0.75)  # where shares of good requests are compared instead
+
+
+@dataclass(frozen=True)
+class Played:
+    """A system and the highest rate that it sustains; ``good`` its mean share otherwise.
+
+    ``good`` is the share of requests that meet both bounds, over several loads.
+    """
+
+    system: System
+    per_s: float
+    good: float
+
+
+class Contest:
+    """Who sustains the highest rate: ``fused`` and ``shared`` modes are what there is."""
+
+    def __init__(self, draft: Draft, arena: Arena, fused: list[Mode], shared: list[Mode]) -> None:
+        """All systems are played in ``arena``; nothing is played yet."""
+        self.draft, self.arena, self.fused, self.shared = draft, arena, fused, shared
+        self.problem = draft.problem
+        self.modes = [*fused, *shared]
+        self.limit = self.problem.capacity(self.modes)
+
+    def better(self, one: Played, other: Played, by: float = 1.0) -> bool:
+        """Whether ``one`` sustains more than ``by`` times what ``other`` does."""
+        if self._is_much(max(one.per_s, other.per_s)):
+            return one.per_s > by * other.per_s
+        return one.good > by * other.good
+
+    def play(self, system: System, at_least: float = 0.0) -> Played:
+        """Find the rate that ``system`` sustains, which is ``at_least`` what is given."""
+        per_s = self.arena.goodput(system, at_least, self._highest(system))
+        good = 1.0 if self._is_much(per_s) else self._good(system)
+        return Played(system, per_s, good)
+
+    def _is_much(self, per_s: float) -> bool:
+        return per_s >= _LITTLE * self.limit.per_s
+
+    def _good(self, system: System) -> float:
+        rates = [load * self.limit.per_s for load in _TRIED_LOADS]
+        return float(np.mean([self.arena.attainment(system, rate) for rate in rates]))
+
+    def best_stock(self) -> Played:
+        """The best of stock vLLM's chunks."""
+        return self._best([self.play(system) for system in self._stock()])
+
+    def best_fixed(self, start: Played) -> Played:
+        """The best single mode, or ``start`` when none is better."""
+        capacities = {mode.name: self.problem.capacity([mode]).per_s for mode in self.modes}
+        best = start
+        for mode in sorted(self.modes, key=lambda one: -capacities[one.name]):
+            system = System(mode.name, mode=mode)
+            if self._is_much(best.per_s):
+                if self.arena.sustains(system, best.per_s):
+                    best = self.play(system, best.per_s)
+            elif self._good(system) > best.good:
+                best = self.play(system)
+        return best
+
+    def best_table(self, max_partitions: int) -> tuple[Played, Plan]:
+        """The best of the tables that ``RULES`` make, with few partitions."""
+        modes = [*self.fused, *self._kept(max_partitions)]
+        capacity = self.problem.capacity(modes)
+        played: list[tuple[Played, Plan]] = []
+        for rule in RULES:
+            rows = choose_rows(self.problem, modes, self.draft.axes, capacity, rule)
+            if any(rows == other.rows for _, other in played):
+                continue
+            plan = self.draft.plan(modes, rows, "nexus")
+            played.append((self.play(System("plan", plan=plan)), plan))
+        best = self._best([entry for entry, _ in played])
+        close = [entry for entry in played if not self.better(best, entry[0], 1 / _SAME)]
+        rate = max(_USUAL_LOAD * best.per_s, 1e-6)
+        return min(close, key=lambda entry: self._ttft(entry[0].system, rate))
+
+    def _best(self, entries: list[Played]) -> Played:
+        best = entries[0]
+        for entry in entries[1:]:
+            best = entry if self.better(entry, best) else best
+        return best
+
+    def _stock(self) -> list[System]:
+        most = min(self.problem.engine.max_num_batched_tokens, self.arena.times.max_chunk)
+        return [
+            System(f"vllm-{chunk}", Mode(mode="fused", chunk=chunk), order="fcfs", stock=True)
+            for chunk in sorted({min(chunk, most) for chunk in STOCK_CHUNKS})
+        ]
+
+    def _kept(self, max_partitions: int) -> list[Mode]:
+        """The shared modes that are worth a partition, judged in the states visited."""
+        if not self.shared or max_partitions == 0:
+            return []
+        modes, axes, rule = self.modes, self.draft.axes, RULES[0]
+        rows = choose_rows(self.problem, modes, axes, self.limit, rule)
+        weights = self._visited(self.draft.plan(modes, rows, "nexus"))
+        states = with_backlog(axes.states(), axes)
+        outcomes, places = self.problem.outcomes(modes, states), States.of(states)
+        worth = rule.worth(self.problem, self.limit, outcomes, places)
+        worth *= holds(outcomes, places, self.problem.bounds, rule.guard)
+        worth /= np.maximum(worth.max(axis=0), 1e-12)
+        without = worth[: len(self.fused)].max(axis=0)
+        gain = np.maximum(worth[len(self.fused) :] - without, 0.0)
+        return [self.shared[index] for index in best_partitions(gain, weights, max_partitions)]
+
+    def _visited(self, plan: Plan) -> Floats:
+        """The share of time in each state of the grid when the server is busy."""
+        rate = max(_BUSY_LOAD * self.limit.per_s, 1e-6)
+        run = self.arena.play(System("draft", plan=plan), rate, record=True)
+        table, index = Table(plan), {row.state: i for i, row in enumerate(plan.rows)}
+        weights = np.zeros(len(plan.rows))
+        ends = [at for at, _ in run.states[1:]] + [run.end_s]
+        for (start, state), end in zip(run.states, ends, strict=True):
+            row = table.row(state.decode_batch, state.kv_tokens, state.prefill_backlog)
+            weights[index[row.state]] += end - start
+        return np.asarray(weights / max(weights.sum(), 1e-12))
+
+    def _highest(self, system: System) -> float:
+        """What no such system exceeds for long: its fluid limit.
+
+        A table keeps gaps within TBT; one mode alone runs whatever its gaps are.
+        """
+        if system.mode is None:
+            assert system.plan is not None
+            return max(self.problem.capacity(list(system.plan.modes.values())).per_s, 1e-6)
+        loose = Bounds(ttft_ms=_ENDLESS_MS, tbt_ms=_ENDLESS_MS)
+        return max(self.problem.capacity([system.mode], loose).per_s, 1e-6)
+
+    def _ttft(self, system: System, per_s: float) -> float:
+        return float(self.arena.play(system, per_s).ttft_ms.mean())

@@ -1,0 +1,51 @@
+"""The highest rate at which a server meets its bounds, found by simulation."""
+
+from dataclasses import dataclass
+
+from nexus.planner.simulate import Requests, Run, System, simulate
+from nexus.planner.steptimes import StepTimes
+from nexus.planner.table import Bounds
+from nexus.profiles.schema import Engine
+
+GOOD_SHARE = 0.9  # of all requests must meet both bounds
+_HALVINGS = 6
+_FIRST_GUESS = 0.8
+_WARM_UP = 0.2
+
+
+@dataclass(frozen=True)
+class Arena:
+    """The conditions under which systems are compared: the same requests, the same machine."""
+
+    times: StepTimes
+    limits: Engine
+    bounds: Bounds
+    requests: Requests
+
+    def play(self, system: System, per_s: float, record: bool = False) -> Run:
+        """Serve the requests at ``per_s``."""
+        return simulate(self.times, self.limits, self.requests.at_rate(per_s), system, record)
+
+    def attainment(self, system: System, per_s: float) -> float:
+        """The share of requests that meet both bounds at ``per_s``, once it is under way.
+
+        The first ones meet an empty server and are left out.
+        """
+        good = self.play(system, per_s).good(self.bounds)
+        return float(good[int(_WARM_UP * len(good)) :].mean())
+
+    def sustains(self, system: System, per_s: float) -> bool:
+        """Whether enough requests meet both bounds at ``per_s``."""
+        return self.attainment(system, per_s) >= GOOD_SHARE
+
+    def goodput(self, system: System, at_least: float, at_most: float) -> float:
+        """The highest sustained rate between the two, by bisection.
+
+        ``at_least`` is taken as sustained; it is the answer when no rate tried above it is.
+        """
+        low, high = at_least, at_most
+        for step in range(_HALVINGS):
+            # Most systems sustain most of what they can, and slow rates take longest to try.
+            middle = low + (high - low) * (_FIRST_GUESS if step == 0 else 0.5)
+            low, high = (middle, high) if self.sustains(system, middle) else (low, middle)
+        return low
