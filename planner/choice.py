@@ -13,6 +13,8 @@ from nexus.planner.table import Axes, Bounds, Mode, Row
 
 State = tuple[int, int, int]
 
+_TIGHT_ROOM = 0.1  # of the KV cache
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -29,13 +31,16 @@ class Rule:
     def worth(self, problem: Problem, capacity: Capacity, seen: Outcomes, states: States) -> Floats:
         """What each mode is worth in each state, of shape (modes, states), at least 0.
 
-        A full KV cache counts as many sequences do: decode is then worth more.
+        KV tokens count as the sequences that would usually hold them. As the cache fills up,
+        prompt tokens lose their worth: what they push out is computed again.
         """
         if self.by == "prefill":
             return seen.prefill_per_s
         kv = states.decode_batch * states.decode_context
         pressure = np.maximum(states.decode_batch, kv / problem.lengths.decode_context)
         prefill_price, decode_price = capacity.prices_at(pressure)
+        room = 1.0 - kv / problem.engine.kv_tokens
+        prefill_price = prefill_price * np.clip(room / _TIGHT_ROOM, 0.0, 1.0)
         worth = prefill_price * seen.prefill_per_s + decode_price * seen.decode_per_s
         return np.where(states.decode_batch == 0, seen.prefill_per_s, worth)
 

@@ -89,7 +89,7 @@ class Contest:
 
     def best_table(self, max_partitions: int) -> tuple[Played, Plan]:
         """The best of the tables that ``RULES`` make, with few partitions."""
-        modes = [*self.fused, *self._kept(max_partitions)]
+        modes = [*self.fused, *self.kept(max_partitions)]
         capacity = self.problem.capacity(modes)
         played: list[tuple[Played, Plan]] = []
         for rule in RULES:
@@ -116,13 +116,13 @@ class Contest:
             for chunk in sorted({min(chunk, most) for chunk in STOCK_CHUNKS})
         ]
 
-    def _kept(self, max_partitions: int) -> list[Mode]:
+    def kept(self, max_partitions: int) -> list[Mode]:
         """The shared modes that are worth a partition, judged in the states visited."""
         if not self.shared or max_partitions == 0:
             return []
         modes, axes, rule = self.modes, self.draft.axes, RULES[0]
         rows = choose_rows(self.problem, modes, axes, self.limit, rule)
-        weights = self._visited(self.draft.plan(modes, rows, "nexus"))
+        weights = self.visited(self.draft.plan(modes, rows, "nexus"))
         states = with_backlog(axes.states(), axes)
         outcomes, places = self.problem.outcomes(modes, states), States.of(states)
         worth = rule.worth(self.problem, self.limit, outcomes, places)
@@ -132,7 +132,7 @@ class Contest:
         gain = np.maximum(worth[len(self.fused) :] - without, 0.0)
         return [self.shared[index] for index in best_partitions(gain, weights, max_partitions)]
 
-    def _visited(self, plan: Plan) -> Floats:
+    def visited(self, plan: Plan) -> Floats:
         """The share of time in each state of the grid when the server is busy."""
         rate = max(_BUSY_LOAD * self.limit.per_s, 1e-6)
         run = self.arena.play(System("draft", plan=plan), rate, record=True)

@@ -11,7 +11,7 @@ PlanPolicy = Literal["nexus", "nexus-paper", "fixed"]
 
 NOTHING_PREDICTED = Prediction(0.0, "", 0.0, 0.0, 0.0, "")
 
-_KV_SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+_KV_SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 0.9, 1)
 _ENDLESS = 4  # largest backlog of the table, in largest chunks
 
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from nexus.planner.simulate import Requests, Run, System, simulate
+from nexus.planner.simulate import Run, System, simulate
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds
+from nexus.planner.workload import Requests
 from nexus.profiles.schema import Engine
 
 GOOD_SHARE = 0.9  # of all requests must meet both bounds

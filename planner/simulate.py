@@ -3,7 +3,7 @@
 Step times come from the profile's model, decisions from the policy that serves.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,48 +11,11 @@ from nexus.planner.engine import Chooser, Event, ImaginedEngine, Sequence
 from nexus.planner.fit import Bools, Floats
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Mode, Plan, Table
-from nexus.planner.workload import Lengths
+from nexus.planner.workload import Requests
 from nexus.profiles.schema import Engine
 from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, Policy, PrefillOrder, State
 
 GOOD_GAPS = 0.95  # of a request's gaps must be within TBT for the request to be
-
-
-@dataclass(frozen=True)
-class Requests:
-    """What arrives: times in seconds and lengths in tokens, each of shape (n,), by time."""
-
-    arrivals_s: Floats
-    lengths: Lengths
-
-    def at_rate(self, per_s: float) -> "Requests":
-        """The same requests in the same order, arriving at another mean rate."""
-        span = float(self.arrivals_s[-1] - self.arrivals_s[0])
-        scale = (len(self.arrivals_s) - 1) / span / per_s if span > 0 else 1.0
-        return replace(self, arrivals_s=(self.arrivals_s - self.arrivals_s[0]) * scale)
-
-    def first(self, count: int) -> "Requests":
-        """Only the first ``count``."""
-        lengths = self.lengths
-        cut = Lengths(lengths.source, lengths.inputs[:count], lengths.outputs[:count])
-        return Requests(self.arrivals_s[:count], cut)
-
-
-def poisson(lengths: Lengths, count: int, seed: int = 0) -> Requests:
-    """``count`` requests drawn from ``lengths``, at random times around one a second.
-
-    Lengths are evenly spread over the sorted prompts, so that their mean is the workload's
-    however few are drawn.
-    """
-    rng = np.random.default_rng(seed)
-    order = np.argsort(lengths.inputs, kind="stable")
-    size = len(order)
-    offset = rng.random()
-    drawn = order[((np.arange(count) + offset) * size / count).astype(int) % size]
-    rng.shuffle(drawn)
-    times = np.cumsum(rng.exponential(1.0, count))
-    picked = Lengths(lengths.source, lengths.inputs[drawn], lengths.outputs[drawn])
-    return Requests(times, picked)
 
 
 @dataclass(frozen=True)

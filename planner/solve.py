@@ -16,10 +16,10 @@ from nexus.planner.latency import fit_model
 from nexus.planner.paper import paper_modes, paper_rows
 from nexus.planner.predict import predict
 from nexus.planner.problem import Problem
-from nexus.planner.simulate import System, poisson
+from nexus.planner.simulate import System
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Plan, Workload
-from nexus.planner.workload import Lengths, lengths_of
+from nexus.planner.workload import Lengths, Requests, lengths_of, poisson
 from nexus.profiles.schema import Profile, Provenance
 
 ASSUMED = Workload(source="assumed", input_tokens=512.0, output_tokens=128.0)
@@ -31,7 +31,7 @@ _MOST_REQUESTS, _FEWEST_REQUESTS, _MOST_TOKENS = 600, 200, 120_000
 def make_plan(
     profile: Profile,
     bounds: Bounds,
-    workload: Workload | Lengths = ASSUMED,
+    workload: Workload | Lengths | Requests = ASSUMED,
     *,
     policy: PlanPolicy = "nexus",
     max_partitions: int = 4,
@@ -41,6 +41,7 @@ def make_plan(
 ) -> Plan:
     """The best plan for ``workload`` under ``bounds`` on the profiled machine.
 
+    ``workload`` gives prompt and output lengths; plans are judged with random arrivals.
     ``policy``: ``nexus`` optimises, and becomes one fixed mode where that is better;
     ``nexus-paper`` is the paper's greedy rule; ``fixed`` is the best single mode.
     ``rate`` (requests per second) is where TTFT and TBT are predicted; ``max_partitions`` is
@@ -65,7 +66,10 @@ def make_plan(
 
 
 def make_contest(
-    profile: Profile, bounds: Bounds, workload: Workload | Lengths, provenance: Provenance
+    profile: Profile,
+    bounds: Bounds,
+    workload: Workload | Lengths | Requests,
+    provenance: Provenance,
 ) -> Contest:
     """The model, the modes and the requests that plans are judged with; raises as make_plan."""
     lengths = lengths_of(workload).cut_to(profile.model.max_model_len)

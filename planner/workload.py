@@ -1,7 +1,7 @@
 """What is asked of the server: request lengths, from a trace or from given means."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +63,16 @@ class Lengths:
         return Lengths(self.source, inputs, np.minimum(self.outputs, max_model_len - inputs))
 
 
-def lengths_of(workload: Workload | Lengths) -> Lengths:
-    """``workload`` itself, or lengths drawn from its means.
+def lengths_of(workload: "Workload | Lengths | Requests") -> Lengths:
+    """The lengths of ``workload``, drawn from its means where it has no more.
 
     Of a mean alone nothing else is known, so lengths are exponential around it (the
     distribution that assumes least); the same means always give the same lengths.
     """
     if isinstance(workload, Lengths):
         return workload
+    if isinstance(workload, Requests):
+        return workload.lengths
     rng = np.random.default_rng(_SEED)
     return Lengths(
         workload.source,
@@ -88,14 +90,43 @@ def _exponential(rng: np.random.Generator, mean: float) -> Ints:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """Requests of a trace: arrival times in seconds from the first, and lengths."""
+class Requests:
+    """What arrives: times in seconds and lengths in tokens, each of shape (n,), by time."""
 
     arrivals_s: Floats
     lengths: Lengths
 
+    def at_rate(self, per_s: float) -> "Requests":
+        """The same requests in the same order, arriving at another mean rate."""
+        span = float(self.arrivals_s[-1] - self.arrivals_s[0])
+        scale = (len(self.arrivals_s) - 1) / span / per_s if span > 0 else 1.0
+        return replace(self, arrivals_s=(self.arrivals_s - self.arrivals_s[0]) * scale)
 
-def read_trace(path: Path) -> Trace:
+    def first(self, count: int) -> "Requests":
+        """Only the first ``count``."""
+        lengths = self.lengths
+        cut = Lengths(lengths.source, lengths.inputs[:count], lengths.outputs[:count])
+        return Requests(self.arrivals_s[:count], cut)
+
+
+def poisson(lengths: Lengths, count: int, seed: int = 0) -> Requests:
+    """``count`` requests drawn from ``lengths``, at random times around one a second.
+
+    Lengths are evenly spread over the sorted prompts, so that their mean is the workload's
+    however few are drawn.
+    """
+    rng = np.random.default_rng(seed)
+    order = np.argsort(lengths.inputs, kind="stable")
+    size = len(order)
+    offset = rng.random()
+    drawn = order[((np.arange(count) + offset) * size / count).astype(int) % size]
+    rng.shuffle(drawn)
+    times = np.cumsum(rng.exponential(1.0, count))
+    picked = Lengths(lengths.source, lengths.inputs[drawn], lengths.outputs[drawn])
+    return Requests(times, picked)
+
+
+def read_trace(path: Path) -> Requests:
     """Read a trace in the format of Microsoft's Azure LLM inference traces.
 
     CSV with the columns ``TIMESTAMP``, ``ContextTokens`` and ``GeneratedTokens``; raises
@@ -120,4 +151,4 @@ def read_trace(path: Path) -> Trace:
     seconds = (times - times.min()) / np.timedelta64(1, "s")
     order = np.argsort(seconds[kept], kind="stable")
     lengths = Lengths(path.name, inputs[kept][order], outputs[kept][order])
-    return Trace(seconds[kept][order], lengths)
+    return Requests(seconds[kept][order], lengths)

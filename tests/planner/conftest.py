@@ -187,7 +187,7 @@ def make_h200_profile() -> Profile:
         machine=Machine(device="cuda", name="H200", sms=132, driver="580", cuda="13.0"),
         model=replace(MODEL, name="8b", dtype="bfloat16", num_layers=32, max_model_len=16384),
         engine=H200_ENGINE,
-        samples=tuple([*_h200_solo(), *measured, *_h200_between(measured)]),
+        samples=(*_h200_solo(), *measured, *_h200_between(measured)),
     )
 
 
