@@ -145,10 +145,10 @@ def read_trace(path: Path) -> Requests:
         raise DocumentError(
             f"{path}: not a trace with TIMESTAMP, ContextTokens and GeneratedTokens: {error}"
         ) from error
-    kept = (inputs > 0) & (outputs > 0)
+    kept = (inputs > 0) & (outputs > 0) & ~np.isnat(times)
     if not kept.any():
         raise DocumentError(f"{path}: no request in it")
-    seconds = (times - times.min()) / np.timedelta64(1, "s")
+    seconds = (times - times[kept].min()) / np.timedelta64(1, "s")
     order = np.argsort(seconds[kept], kind="stable")
     lengths = Lengths(path.name, inputs[kept][order], outputs[kept][order])
     return Requests(seconds[kept][order], lengths)

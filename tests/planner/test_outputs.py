@@ -1,0 +1,123 @@
+"""What a plan is turned into: verdict, report, pdmux YAML; and the paper's policy."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from nexus.errors import MismatchError, UserError
+from nexus.planner.export import export_pdmux
+from nexus.planner.replay import plan_system, replay, stock_system
+from nexus.planner.report import report, write_report
+from nexus.planner.solve import make_plan
+from nexus.planner.table import Bounds, Plan, Workload
+from nexus.planner.verdict import describe
+from nexus.planner.workload import lengths_of, poisson
+from nexus.profiles.schema import KernelSample
+
+WORKLOAD = Workload("means", 1155.0, 211.0)
+
+
+@pytest.fixture(scope="module")
+def plan(h200_profile) -> Plan:
+    return make_plan(h200_profile, Bounds(500.0, 15.0), WORKLOAD, created="now", command="test")
+
+
+def test_the_plan_is_not_worse_than_what_it_was_played_against(plan):
+    said = plan.prediction
+    assert said.capacity_per_s >= 0.99 * said.best_fixed_capacity_per_s
+    assert said.capacity_per_s > 1.3 * said.baseline_capacity_per_s
+    assert said.binding == "TBT"
+
+
+def test_few_partitions_are_used(h200_profile, plan):
+    assert sum(mode.mode != "fused" for mode in plan.modes.values()) <= 4
+    none = make_plan(h200_profile, Bounds(500.0, 15.0), WORKLOAD, max_partitions=0)
+    if none.policy == "nexus":
+        assert all(mode.mode == "fused" for mode in none.modes.values())
+    assert none.prediction.capacity_per_s <= plan.prediction.capacity_per_s * 1.02
+
+
+def test_the_verdict_says_where_sharing_pays(h200_profile, plan):
+    text = describe(plan, h200_profile)
+    assert re.search(r"Sharing \(.*(split|overlap)-\d+.*\) pays in \d+% of the states", text)
+    assert "the TBT bound is what limits it" in text
+
+
+def test_predictions_are_made_at_the_rate_asked_for(h200_profile):
+    plan = make_plan(h200_profile, Bounds(1000.0, 25.0), WORKLOAD, rate=5.0)
+    assert plan.prediction.rate_per_s == 5.0
+    assert "At 5 requests/s expect" in describe(plan, h200_profile)
+
+
+def test_a_fixed_plan_is_one_mode(h200_profile):
+    plan = make_plan(h200_profile, Bounds(1000.0, 25.0), WORKLOAD, policy="fixed")
+    assert plan.policy == "fixed"
+    assert len(plan.modes) == 1
+    assert "one mode for all loads" in describe(plan, h200_profile)
+
+
+def test_the_papers_policy_only_splits(h200_profile, plan):
+    paper = make_plan(h200_profile, Bounds(500.0, 15.0), WORKLOAD, policy="nexus-paper")
+    assert {mode.mode for mode in paper.modes.values()} == {"split"}
+    assert paper.prediction.capacity_per_s <= plan.prediction.capacity_per_s * 1.01
+
+
+def test_the_papers_policy_needs_splits(cpu_profile):
+    with pytest.raises(UserError, match="split"):
+        make_plan(cpu_profile, Bounds(9000.0, 250.0), WORKLOAD, policy="nexus-paper")
+
+
+def test_pdmux_yaml_is_what_sglang_reads(plan):
+    text = export_pdmux(plan)
+    said = yaml.safe_load(text)
+    assert said["sm_group_num"] == len(said["manual_divisions"]) + 2
+    thresholds = [row[2] for row in said["manual_divisions"]]
+    assert thresholds[0] == 0
+    assert thresholds == sorted(set(thresholds))
+    assert all(p + d <= plan.machine.sms for p, d, _ in said["manual_divisions"])
+    assert "cannot say" in text
+
+
+def test_pdmux_needs_a_split(cpu_profile):
+    plan = make_plan(cpu_profile, Bounds(4000.0, 250.0), Workload("means", 200.0, 60.0))
+    with pytest.raises(UserError, match="no split"):
+        export_pdmux(plan)
+
+
+def test_the_report_stands_alone(h200_profile, tmp_path):
+    kernels = tuple(
+        KernelSample("prefill", sms, 2048, 0, 0, kind, 32, 10.0 * 132 / sms)
+        for sms in (32, 132)
+        for kind in ("gemm", "attention")
+    )
+    profile = replace(h200_profile, kernels=kernels)
+    made = make_plan(profile, Bounds(500.0, 15.0), WORKLOAD)
+    write_report(tmp_path / "report.html", made, profile)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<section>") == 7
+    assert "Where a step" in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+    assert page.count("Plotly.newPlot(") >= 6
+
+
+def test_a_report_of_another_profile_is_refused(plan, cpu_profile):
+    with pytest.raises(MismatchError):
+        report(plan, cpu_profile)
+
+
+def test_replay_plays_plan_and_stock_on_the_same_requests(h200_profile, plan):
+    requests = poisson(lengths_of(WORKLOAD), 300)
+    ours, stock = replay(
+        h200_profile, plan, requests, 14.0, systems=(plan_system(plan), stock_system(8192))
+    )
+    assert ours.metrics.tbt_ms.p99 * 3 < stock.metrics.tbt_ms.p99
+    assert ours.metrics.attainment > stock.metrics.attainment
+    assert len(ours.curve) == len(stock.curve)
+    assert any("TTFT" in line for line in ours.lines())
+
+
+def test_replay_refuses_another_profile(cpu_profile, plan):
+    with pytest.raises(MismatchError):
+        replay(cpu_profile, plan, poisson(lengths_of(WORKLOAD), 10))
