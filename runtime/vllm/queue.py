@@ -1,7 +1,7 @@
 """Waiting requests in the order of their prefill rank."""
 
 import math
-from bisect import insort
+from bisect import insort_left, insort_right
 from collections.abc import Iterable
 
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
@@ -37,13 +37,13 @@ class ShortestPrefillFirstQueue(FCFSRequestQueue):
 
     def add_request(self, request: Request) -> None:
         """Insert at the request's rank, behind its equals."""
-        insort(self, request, key=self.rank)
+        insort_right(self, request, key=self.rank)
 
     def prepend_request(self, request: Request) -> None:
-        """Insert at the request's rank: what vLLM puts back keeps its place in line."""
-        self.add_request(request)
+        """Insert before the request's equals: what is put back keeps its place in line."""
+        insort_left(self, request, key=self.rank)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         """As ``prepend_request``, for each."""
         for request in requests:
-            self.add_request(request)
+            self.prepend_request(request)

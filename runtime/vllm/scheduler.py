@@ -1,9 +1,10 @@
 """vLLM's scheduler, with the plan's chunk in every step and the plan's prefill order.
 
-vLLM's own ``schedule`` does all the work. Before it runs, three of its inputs are set:
+vLLM's own ``schedule`` does all the work. Before it runs, some of its inputs are set:
 the step's token budget, the order of running and waiting requests, and, where a
 shorter prompt must pass a half-done longer one, how much of the budget that one may
-take. All three are restored or recomputed at the next step.
+take. While prompts go to the prefill lane, it sees only those waiting that the lane has
+room for. All of it is restored or recomputed at the next step.
 """
 
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+from vllm.v1.outputs import KVConnectorOutput
+from vllm.v1.request import Request, RequestStatus
 
 from nexus.planner.table import Mode, Row, Table, read_plan
 from nexus.runtime.policy import Policy, State
+from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.queue import ShortestPrefillFirstQueue, remaining_prefill
 
@@ -34,11 +38,17 @@ class Decision:
 class _Planned(Scheduler):
     """What both schedulers below share."""
 
+    max_num_scheduled_tokens: int
+    running: list[Request]
+    waiting: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         context = ServeContext.of(self.vllm_config)
         self.nexus_policy = Policy(Table(read_plan(context.table)))
         self.nexus_decision: Decision | None = None
+        self._lane = self.connector if isinstance(self.connector, LaneConnector) else None
+        self._beside_lane = _chunk_beside_lane(self.nexus_policy.table)
         self._most_tokens = self.max_num_scheduled_tokens
         self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
         self._spf = context.prefill_order == "spf"
@@ -52,15 +62,30 @@ class _Planned(Scheduler):
         state = State(decode_batch, kv_tokens, self._backlog(prefills))
         mode, row = self.nexus_policy.decide(state)
         self.nexus_decision = Decision(state, mode, row)
-        self.max_num_scheduled_tokens = min(self._most_tokens, decode_batch + mode.chunk)
-        if not prefills:
+        chunk = mode.chunk
+        if self._lane is not None:
+            self._lane.admission.set_mode(mode)
+            if self._lane.admission.open:
+                chunk = min(chunk, self._beside_lane)
+        budget = decode_batch + len(self.finished_recving_kv_req_ids) + chunk
+        self.max_num_scheduled_tokens = min(self._most_tokens, budget)
+        if prefills:
+            # Decodes first: the budget holds all of them, and the chunk is what is left.
+            self.running = [r for r in self.running if not r.is_prefill_chunk] + prefills
+        with self._arranged(prefills, chunk):
             return super().schedule(*args, **kwargs)
-        # Decodes first: the budget holds all of them, and the chunk is what is left.
-        self.running = [r for r in self.running if not r.is_prefill_chunk] + prefills
-        if not self._spf or not self.waiting:
-            return super().schedule(*args, **kwargs)
-        with self._shorter_prompts_pass(prefills, mode.chunk):
-            return super().schedule(*args, **kwargs)
+
+    @contextmanager
+    def _arranged(self, prefills: list[Request], chunk: int) -> Iterator[None]:
+        """The waiting queue as the step is to see it."""
+        if self._lane is not None and self._lane.admission.open:
+            with self._only_what_the_lane_takes(chunk):
+                yield
+        elif prefills and self._spf and self.waiting:
+            with self._shorter_prompts_pass(prefills, chunk):
+                yield
+        else:
+            yield
 
     def _prefills_and_kv_tokens(self) -> tuple[list[Request], int]:
         """The running requests whose prompt is half done, by rank; all running's KV tokens."""
@@ -76,11 +101,66 @@ class _Planned(Scheduler):
 
     def _backlog(self, prefills: list[Request]) -> int:
         backlog = sum(map(remaining_prefill, prefills))
+        if self._lane is not None:
+            backlog += self._lane.admission.backlog + self._returned_backlog()
         for request in self.waiting:
             if backlog >= self._most_backlog:  # the table tells no larger ones apart
                 break
             backlog += remaining_prefill(request)
         return backlog
+
+    def _returned_backlog(self) -> int:
+        """Tokens of prompts that were on the lane and wait for a place in a batch."""
+        held = getattr(self, "kv_holding_waiting", None)
+        if held is None:  # before vLLM 0.27
+            held = self.skipped_waiting
+        waits = RequestStatus.WAITING_FOR_REMOTE_KVS
+        return sum(remaining_prefill(r) for r in held if r.status != waits)
+
+    @contextmanager
+    def _only_what_the_lane_takes(self, chunk: int) -> Iterator[None]:
+        """Hide waiting prompts from the first on that finds the lane full.
+
+        vLLM gives every prompt that it sees KV blocks for all of its tokens, and looks each
+        one up in the prefix cache.
+        """
+        shown = FCFSRequestQueue()
+        hidden = self.waiting
+        for _ in range(self._num_taken(chunk)):
+            shown.append(hidden.pop_request())
+        self.waiting = shown
+        try:
+            yield
+        finally:
+            for request in reversed(self.waiting):
+                hidden.prepend_request(request)
+            self.waiting = hidden
+
+    def _num_taken(self, chunk: int) -> int:
+        """How many of the first waiting prompts this step can do something with."""
+        assert self._lane is not None
+        admission, on_lane, taken = self._lane.admission, 0, 0
+        for request in self.waiting:
+            tokens = remaining_prefill(request)
+            if chunk <= 0:
+                break
+            if not admission.suits(request, tokens - 1):
+                chunk -= tokens
+            elif admission.has_room(admission.rank(request), on_lane):
+                on_lane += tokens
+            else:
+                break
+            taken += 1
+        return taken
+
+    def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
+        """As vLLM's, and prompts that the lane gave up go on from where it left them."""
+        super()._update_from_kv_xfer_finished(kv_connector_output)
+        if self._lane is None:
+            return
+        for req_id in self._lane.returned & self.finished_recving_kv_req_ids:
+            self.failed_recving_kv_req_ids.add(req_id)
+        self._lane.returned.clear()
 
     @contextmanager
     def _shorter_prompts_pass(self, prefills: list[Request], chunk: int) -> Iterator[None]:
@@ -131,6 +211,12 @@ class _Planned(Scheduler):
             for name in limits:
                 setattr(self, name, getattr(self, name) + len(prefills))
             self.running.extend(prefills)
+
+
+def _chunk_beside_lane(table: Table) -> int:
+    """Prompt tokens in a step while other prompts are on the lane: the plan's smallest."""
+    fused = [mode.chunk for mode in table.modes.values() if mode.mode == "fused"]
+    return min(fused, default=max(mode.chunk for mode in table.modes.values()))
 
 
 class PlannedScheduler(_Planned):

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from nexus.errors import EngineError, UserError
+from nexus.errors import EngineError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.schema import Machine
 from nexus.runtime.machine import check_machine, check_model, config_hash, this_machine
 from nexus.runtime.policy import PrefillOrder
 from nexus.runtime.vllm.context import ServeContext
+from nexus.runtime.vllm.lane_options import lane_modes, plug_in_lane, refuse_unservable
 from nexus.runtime.vllm.options import one_line, parse_serve, use_every_core, with_defaults
 
 SCHEDULERS = "nexus.runtime.vllm.scheduler"
@@ -45,7 +46,7 @@ def serve(
     if plan is not None and table is not None:
         _plug_in(arguments, plan, table, prefill_order, aging_tokens_per_s, machine)
     _check_port(arguments)
-    _check_engine(arguments)
+    _check_engine(arguments, plan)
     arguments.command.cmd(arguments)
 
 
@@ -77,9 +78,6 @@ def _plug_in(
         raise EngineError(f"--{taken[0].replace('_', '-')} cannot be combined with --table")
     if prefill_order == "spf" and arguments.scheduling_policy == "priority":
         raise EngineError("--scheduling-policy priority needs --prefill-order fcfs")
-    lanes = sorted({mode.name for mode in plan.modes.values() if mode.mode != "fused"})
-    if lanes and machine.device == "cpu":
-        raise UserError(f"{table}: {lanes[0]} needs a GPU, and there is none here")
     most = max(mode.chunk for mode in plan.modes.values())
     if arguments.max_num_batched_tokens < most:
         raise EngineError(
@@ -90,21 +88,25 @@ def _plug_in(
     name = "PlannedScheduler" if synchronous else "PlannedAsyncScheduler"
     arguments.scheduler_cls = f"{SCHEDULERS}.{name}"
     arguments.additional_config = ServeContext(table.resolve(), prefill_order, aging_tokens_per_s)
+    if lane_modes(plan):
+        plug_in_lane(arguments, plan, machine)
 
 
-def _check_engine(arguments: argparse.Namespace) -> None:
-    """Let vLLM refuse a bad combination of options here, in one line."""
+def _check_engine(arguments: argparse.Namespace, plan: Plan | None) -> None:
+    """Let vLLM and the lane refuse a bad combination of options here, in one line."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     log = logging.getLogger("vllm")
     level = log.level
     log.setLevel(logging.ERROR)  # the server is about to say all of it again
     try:
-        AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+        config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
     except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
         raise EngineError(f"vLLM: {one_line(error)}") from error
     finally:
         log.setLevel(level)
+    if plan is not None and lane_modes(plan):
+        refuse_unservable(config, plan)
 
 
 def _check_port(arguments: argparse.Namespace) -> None:

@@ -29,12 +29,12 @@ MakePlan = Callable[[Sequence[int]], Path]
 
 @pytest.fixture
 def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine:
-    """A context manager: ``open_engine(plan=None, order="spf", **llm_options)``."""
+    """A context manager: ``open_engine(plan=None, order="spf", lane=False, **llm_options)``."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
     @contextmanager
-    def open_one(plan: Path | None = None, order: str = "spf", **options: Any) -> Iterator[Any]:
+    def open_one(plan: Path | None = None, order: Any = "spf", **options: Any) -> Iterator[Any]:
         from vllm import LLM
         from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -45,6 +45,14 @@ def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine
         if plan is not None:
             options["scheduler_cls"] = f"nexus.runtime.vllm.scheduler.{scheduler}"
             options["additional_config"] = ServeContext(plan, order, aging)
+        if options.pop("lane", False):
+            from vllm.config import KVTransferConfig
+
+            from nexus.runtime.vllm.connector import transfer_config
+            from nexus.runtime.vllm.lane_options import WORKER
+
+            options["kv_transfer_config"] = KVTransferConfig(**transfer_config())
+            options["worker_cls"] = WORKER
         defaults = {
             "dtype": "float32",
             "enforce_eager": True,

@@ -1,0 +1,141 @@
+"""The scheduler's half of the prefill lane: which prompts go there, and what is still there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.v1.request import Request
+
+from nexus.planner.table import Mode
+from nexus.runtime.policy import PrefillOrder, prefill_rank
+from nexus.runtime.vllm.lane_queue import LanePrompt
+from nexus.runtime.vllm.lane_step import LaneReport, LaneStep
+
+MIN_TOKENS = 32
+"""Shorter prompts cost a fused step next to nothing, and wait for no pass there."""
+
+PASSES_AHEAD = 3
+"""A prompt goes to the lane, and is given KV blocks, when at most as many passes' tokens
+go before it: one to replace each pass under way, and one while the step's report travels."""
+
+
+class LaneAdmission:
+    """One decision a step, set by the scheduler and asked for by the connector."""
+
+    def __init__(self, order: PrefillOrder, aging_tokens_per_s: float) -> None:
+        """``order`` and ``aging_tokens_per_s`` rank the prompts, as in the waiting queue."""
+        self._order = order
+        self._aging = aging_tokens_per_s
+        self._mode = Mode("fused", 1)
+        self._prompts: dict[str, LanePrompt] = {}
+        self._requests: dict[str, Request] = {}
+        self._launched: dict[str, int] = {}
+        self._new: list[LanePrompt] = []
+        self._cancelled: list[str] = []
+        self._fused_only: set[str] = set()
+        self.disabled = False
+
+    @property
+    def open(self) -> bool:
+        """Whether prompts go to the lane in the present step."""
+        return self._mode.mode != "fused" and not self.disabled
+
+    @property
+    def queued(self) -> int:
+        """Prompts on the lane."""
+        return len(self._prompts)
+
+    @property
+    def backlog(self) -> int:
+        """Tokens on the lane that are not launched yet, as last reported."""
+        return sum(map(self._left, self._prompts.values()))
+
+    def set_mode(self, mode: Mode) -> None:
+        """The step's mode, from the policy."""
+        self._mode = mode
+
+    def suits(self, request: Request, tokens: int) -> bool:
+        """Whether the lane may compute ``tokens`` of ``request``."""
+        params: Any = request.sampling_params
+        return (
+            tokens >= MIN_TOKENS
+            and params is not None
+            and params.prompt_logprobs is None
+            and not getattr(request, "skip_reading_prefix_cache", False)
+            and request.lora_request is None
+            and not request.mm_features
+            and request.prompt_embeds is None
+            and not request.resumable
+            and request.request_id not in self._fused_only
+        )
+
+    def rank(self, request: Request) -> float:
+        """The rank of a request on the lane, lowest first."""
+        if request.num_preemptions > 0:
+            return float("-inf")
+        tokens = request.num_tokens - request.num_computed_tokens
+        return prefill_rank(tokens, request.arrival_time, self._order, self._aging)
+
+    def has_room(self, rank: float, besides: int = 0) -> bool:
+        """Whether few enough tokens go before ``rank``, those of ``besides`` included."""
+        ahead = sum(self._left(p) for p in self._prompts.values() if p.rank <= rank)
+        return ahead + besides < PASSES_AHEAD * self._mode.chunk
+
+    def match(self, request: Request, cached: int) -> tuple[int | None, bool]:
+        """As ``get_num_new_matched_tokens``: how many tokens the lane will compute."""
+        tokens = request.num_tokens - 1 - cached
+        if not self.open or not self.suits(request, tokens):
+            return 0, False
+        if not self.has_room(self.rank(request)):
+            return None, False
+        return tokens, True
+
+    def allocated(
+        self, request: Request, blocks: tuple[Sequence[int], ...], num_tokens: int
+    ) -> None:
+        """The request has KV ``blocks``; the lane is to compute ``num_tokens`` if any."""
+        if num_tokens == 0:
+            return
+        end = request.num_tokens - 1
+        tokens = list(request.all_token_ids[end - num_tokens : end])
+        prompt = LanePrompt(
+            request.request_id, self.rank(request), tokens, end - num_tokens, blocks
+        )
+        self._prompts[prompt.req_id] = prompt
+        self._requests[prompt.req_id] = request
+        self._new.append(prompt)
+
+    def finished(self, req_id: str) -> None:
+        """The request ended for its client, on the lane or not."""
+        self._fused_only.discard(req_id)
+        if req_id in self._prompts:
+            self._cancelled.append(req_id)
+
+    def step(self) -> LaneStep:
+        """What the worker has to know, once."""
+        mode = self._mode if not self.disabled else Mode("fused", self._mode.chunk)
+        step = LaneStep(mode, self._new, self._cancelled)
+        self._new, self._cancelled = [], []
+        return step
+
+    def reported(self, report: LaneReport | None, left: set[str]) -> set[str]:
+        """Take the worker's report in; ``left`` are the requests that left the lane.
+
+        Returns those that the lane gave up, their ``num_computed_tokens`` set to what is in
+        the KV cache.
+        """
+        returned = set()
+        if report is not None:
+            self._launched.update(report.launched)
+            self._fused_only |= report.failed
+            self.disabled = self.disabled or report.stuck
+            for req_id, computed in report.returned.items():
+                self._requests[req_id].num_computed_tokens = computed
+                returned.add(req_id)
+        for req_id in left:
+            self._prompts.pop(req_id, None)
+            self._requests.pop(req_id, None)
+            self._launched.pop(req_id, None)
+        return returned
+
+    def _left(self, prompt: LanePrompt) -> int:
+        return len(prompt.tokens) - self._launched.get(prompt.req_id, 0)

@@ -1,0 +1,125 @@
+"""The worker's half of the prefill lane: launches passes and sees them end."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nexus.planner.table import Mode
+from nexus.runtime.vllm.lane_queue import LaneQueue, Pass, Share
+from nexus.runtime.vllm.lane_step import LaneReport, LaneStep
+from nexus.runtime.vllm.rows import Row
+
+STUCK_AFTER_S = 30.0
+
+log = logging.getLogger("nexus")
+
+
+class Launcher(Protocol):
+    """Runs passes in the partition of a mode."""
+
+    def launch(self, mode: Mode, rows: Sequence[Row], *, fresh_context: bool) -> Pass:
+        """Launch a pass; ``fresh_context``: a row reads KV that a step may still be writing."""
+        ...
+
+    def fence(self) -> Pass:
+        """Over when everything launched so far is."""
+        ...
+
+
+class LaneDriver:
+    """One per worker; ``begin_step`` before vLLM's step, ``end_step`` after it is queued."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        max_tokens: int,
+        stuck_after_s: float = STUCK_AFTER_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``max_tokens`` bounds a pass, whatever a mode's chunk."""
+        self._launcher = launcher
+        self._max_tokens = max_tokens
+        self._stuck_after_s = stuck_after_s
+        self._clock = clock
+        self._queue = LaneQueue()
+        self._mode: Mode | None = None
+        self._progress_s = clock()
+        self._failed: set[str] = set()
+        self._launched: dict[str, int] = {}
+        self._stuck = False
+        self._in_force: Mode | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a prompt is on the lane."""
+        return len(self._queue) > 0
+
+    def begin_step(self, step: LaneStep) -> Mode | None:
+        """Take a step's orders in; the mode to run it in, None for vLLM's own way."""
+        for prompt in step.new:
+            self._queue.add(prompt)
+        for req_id in step.cancelled:
+            self._queue.cancel(req_id)
+        if step.mode.mode == "fused" or self._stuck:
+            self._queue.withdraw()
+        else:
+            self._mode = step.mode
+        # The partition stays while a pass runs in it.
+        self._in_force = self._mode if self.busy else None
+        return self._in_force
+
+    def end_step(self) -> tuple[set[str], LaneReport | None]:
+        """The requests that left the lane, and a report if there is any news.
+
+        Launches at most one pass, so that steps and passes alternate on the host.
+        """
+        under_way = self._queue.passes_under_way
+        reaped = self._queue.reap()
+        if self._queue.passes_under_way < under_way or under_way == 0:
+            self._progress_s = self._clock()
+        self._watch()
+        self._launch()
+        report = LaneReport(
+            launched={k: v for k, v in self._launched.items() if k not in reaped.finished},
+            returned=reaped.returned,
+            failed=self._failed & reaped.finished,
+            stuck=self._stuck,
+            in_force=self._in_force,
+        )
+        self._failed -= reaped.finished
+        self._launched = {}
+        news = report.launched or reaped.finished or self._stuck or self._in_force
+        return reaped.finished, report if news else None
+
+    def _launch(self) -> None:
+        if self._mode is None or self._stuck:
+            return
+        shares = self._queue.take(min(self._mode.chunk, self._max_tokens))
+        if not shares:
+            return
+        try:
+            fresh = any(s.job.launched == 0 and s.job.prompt.context > 0 for s in shares)
+            rows = [share.row for share in shares]
+            work = self._launcher.launch(self._mode, rows, fresh_context=fresh)
+        except (RuntimeError, MemoryError) as error:
+            self._fail(shares, error)
+            return
+        self._queue.launched(shares, work)
+        for share in shares:
+            self._launched[share.job.prompt.req_id] = share.job.launched
+
+    def _fail(self, shares: list[Share], error: Exception) -> None:
+        names = ", ".join(share.job.prompt.req_id for share in shares)
+        reason = (str(error).splitlines() or [""])[0]
+        log.warning("prefill lane: %s; back to fused: %s", reason or repr(error), names)
+        self._failed |= {share.job.prompt.req_id for share in shares}
+        self._queue.failed(shares, self._launcher.fence())
+
+    def _watch(self) -> None:
+        idle_s = self._clock() - self._progress_s
+        if self._stuck or idle_s < self._stuck_after_s:
+            return
+        log.error("prefill lane: no pass ended for %.0f s; serving fused from here on", idle_s)
+        self._stuck = True
+        self._queue.withdraw()

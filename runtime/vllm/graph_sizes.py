@@ -1,0 +1,33 @@
+"""Which batch sizes need decode graphs in a partition."""
+
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+
+from nexus.planner.table import Plan
+
+MAX_GRAPHS = 16
+"""Per partition. A batch between two sizes is padded to the upper one."""
+
+_MARGIN = 1.06
+"""The policy keeps a partition a little beyond the states that name it."""
+
+
+def graph_sizes(plan: Plan, modes: Collection[str], stock: Sequence[int]) -> list[int]:
+    """Those of vLLM's own sizes (``stock``) that cover every batch that ``modes`` decode.
+
+    At most ``MAX_GRAPHS``, thinned out evenly, the largest kept; empty if ``stock`` is, or
+    if no state names any of ``modes``.
+    """
+    batches = {row.decode_batch for row in plan.rows if row.mode in modes}
+    sizes = sorted(set(stock))
+    if not batches or not sizes:
+        return []
+    axis = (0, *plan.axes.decode_batch)
+    below = max((value for value in axis if value < min(batches)), default=0)
+    first = bisect_left(sizes, below / _MARGIN)
+    last = min(bisect_left(sizes, max(batches) * _MARGIN), len(sizes) - 1)
+    if max(batches) >= plan.axes.decode_batch[-1]:  # states beyond the grid are its last
+        last = len(sizes) - 1
+    wanted = sizes[min(first, last) : last + 1]
+    step = -(-len(wanted) // MAX_GRAPHS)
+    return wanted[::-1][::step][::-1]

@@ -1,0 +1,49 @@
+"""How the prefill lane gets into vLLM's options, and what cannot be combined with it."""
+
+import argparse
+import logging
+from typing import Any
+
+from nexus.errors import EngineError
+from nexus.planner.table import Plan
+from nexus.profiles.schema import Machine
+from nexus.runtime.vllm.lane import refuse_unsupported
+
+WORKER = "nexus.runtime.vllm.worker.LaneWorker"
+
+log = logging.getLogger("nexus")
+
+
+def lane_modes(plan: Plan) -> list[str]:
+    """Names of the plan's modes that run prefill beside decode."""
+    return sorted(name for name, mode in plan.modes.items() if mode.mode != "fused")
+
+
+def plug_in_lane(arguments: argparse.Namespace, plan: Plan, machine: Machine) -> None:
+    """Set connector and worker; raises EngineError for an option that is taken."""
+    from vllm.config import KVTransferConfig
+
+    from nexus.runtime.vllm.connector import transfer_config
+
+    modes = ", ".join(lane_modes(plan))
+    taken = {
+        "--kv-transfer-config": arguments.kv_transfer_config is not None,
+        "--worker-cls": arguments.worker_cls != "auto",
+        "--kv-offloading-size": getattr(arguments, "kv_offloading_size", None) is not None,
+        "--enable-sleep-mode": bool(getattr(arguments, "enable_sleep_mode", False)),
+    }
+    for option, given in taken.items():
+        if given:
+            raise EngineError(f"{option} cannot be combined with the plan's {modes}")
+    if machine.device == "cpu":
+        log.warning("nexus: no partitions on a CPU; in %s prefill and decode take turns", modes)
+    arguments.kv_transfer_config = KVTransferConfig(**transfer_config())
+    arguments.worker_cls = WORKER
+
+
+def refuse_unservable(config: Any, plan: Plan) -> None:
+    """Raise EngineError where vLLM's whole configuration leaves the lane no way to serve."""
+    try:
+        refuse_unsupported(config)
+    except EngineError as error:
+        raise EngineError(f"{error} (the plan has {', '.join(lane_modes(plan))})") from None

@@ -1,0 +1,41 @@
+"""What travels with each step between the scheduler's and the worker's half of the lane."""
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from nexus.planner.table import Mode
+from nexus.runtime.vllm.lane_queue import LanePrompt
+
+
+@dataclass
+class LaneStep(KVConnectorMetadata):
+    """Scheduler to worker: the mode of the step, new prompts, and requests that were aborted."""
+
+    mode: Mode
+    new: list[LanePrompt] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LaneReport(KVConnectorWorkerMetadata):
+    """Worker to scheduler, since the last report.
+
+    ``launched``: of prompts on the lane, how many tokens were launched in all; ``returned``:
+    of prompts that the lane gave up, how many tokens are in the KV cache; ``failed``: those
+    of them whose launch failed; ``stuck``: the lane makes no progress any more.
+    ``in_force``: the mode that the step ran in, None where the lane was idle.
+    """
+
+    launched: dict[str, int] = field(default_factory=dict)
+    returned: dict[str, int] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
+    stuck: bool = False
+    in_force: Mode | None = None
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> "LaneReport":
+        """One worker has nothing to add up."""
+        raise NotImplementedError("the prefill lane has one worker")

@@ -1,0 +1,53 @@
+"""The prefill lane where one forward pass at a time can run: passes and steps take turns."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from typing_extensions import override
+
+from nexus.planner.table import Mode
+from nexus.runtime.vllm.driver import Launcher
+from nexus.runtime.vllm.lane import PrefillLane
+from nexus.runtime.vllm.lane_queue import Pass
+from nexus.runtime.vllm.rows import Row
+
+
+class Over:
+    """A pass that was over before its launch returned."""
+
+    def finished(self) -> bool:
+        """Always."""
+        return True
+
+
+class TakingTurns(Launcher):
+    """On a CPU: no partition, every mode alike."""
+
+    def __init__(self, lane: PrefillLane) -> None:
+        """``lane`` runs the passes."""
+        self._lane = lane
+
+    def describe(self) -> str:
+        """For the log."""
+        return "no partitions on a CPU: passes and steps take turns"
+
+    @override
+    def launch(self, mode: Mode, rows: Sequence[Row], *, fresh_context: bool) -> Pass:
+        """Run a pass to its end."""
+        return self._lane.forward(rows)
+
+    @override
+    def fence(self) -> Pass:
+        """Nothing is ever under way."""
+        return Over()
+
+    @contextmanager
+    def step(self, _mode: Mode | None, _scheduler_output: Any) -> Iterator[None]:
+        """Run the step as it is."""
+        yield
+
+    @contextmanager
+    def same_step(self) -> Iterator[None]:
+        """As ``step``."""
+        yield

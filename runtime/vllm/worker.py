@@ -1,0 +1,68 @@
+"""vLLM's worker with a prefill lane beside its own steps."""
+
+import logging
+import time
+from typing import Any
+
+from vllm.distributed.kv_transfer import get_kv_transfer_group
+from vllm.platforms import current_platform
+from vllm.v1.core.sched.output import SchedulerOutput
+
+from nexus.planner.table import read_plan
+from nexus.runtime.vllm.connector import LaneConnector
+from nexus.runtime.vllm.context import ServeContext
+from nexus.runtime.vllm.driver import LaneDriver
+from nexus.runtime.vllm.lane import PrefillLane
+from nexus.runtime.vllm.turns import TakingTurns
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as _Worker
+
+log = logging.getLogger("nexus")
+
+
+class LaneWorker(_Worker):
+    """What ``--worker-cls`` is set to; runs each step in the partition of its mode."""
+
+    _nexus_driver: LaneDriver | None = None
+    _nexus_lanes: Any = None
+
+    def compile_or_warm_up_model(self) -> Any:
+        """As vLLM's, then the lanes' own."""
+        times = super().compile_or_warm_up_model()
+        start = time.perf_counter()
+        plan = read_plan(ServeContext.of(self.vllm_config).table)
+        lane = PrefillLane(self.model_runner)
+        if current_platform.is_cpu():
+            self._nexus_lanes = TakingTurns(lane)
+        else:
+            from nexus.runtime.vllm.partitions import Partitions
+
+            self._nexus_lanes = Partitions(self.model_runner, lane, plan)
+        self._nexus_driver = LaneDriver(self._nexus_lanes, lane.max_tokens)
+        connector = get_kv_transfer_group()
+        assert isinstance(connector, LaneConnector)
+        connector.driver = self._nexus_driver
+        log.info(
+            "prefill lane: ready in %.1f s; %s",
+            time.perf_counter() - start,
+            self._nexus_lanes.describe(),
+        )
+        return times
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        """One step of vLLM, on the decode lane of the step's mode."""
+        if self._nexus_driver is None:  # vLLM's own warm-up
+            return super().execute_model(scheduler_output)
+        mode = self._nexus_driver.begin_step(scheduler_output.kv_connector_metadata)
+        with self._nexus_lanes.step(mode, scheduler_output):
+            return super().execute_model(scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """The second half of the same step."""
+        if self._nexus_driver is None:
+            return super().sample_tokens(grammar_output)
+        with self._nexus_lanes.same_step():
+            return super().sample_tokens(grammar_output)
