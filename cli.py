@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nexus.benchmarks.cli import bench
 from nexus.errors import NexusError, UserError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 USAGE_ERROR: Any = typer.BadParameter.__base__
 err = Console(stderr=True, highlight=False)
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=PASS_ON)(bench)
 Rest = Annotated[
     list[str] | None,
     typer.Argument(metavar="MODEL] [VLLM OPTION", help="A folder or hub id, then options."),

@@ -1,0 +1,1 @@
+"""Head-to-head runs: workloads, systems, vLLM's own client, metrics, results."""

@@ -1,0 +1,100 @@
+"""The ``nexus bench`` command: parse, call, print."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MODEL] [VLLM OPTION", help="A folder or hub id, then options."),
+]
+
+
+def bench(
+    rest: Rest = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Plan from it, for each workload and bounds.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="One plan for all, in its place.")] = None,
+    systems: Annotated[
+        str, typer.Option(help="Names with commas between; all, decisive, stock.")
+    ] = "",
+    workloads: Annotated[
+        str,
+        typer.Option(help="azure_conv, azure_code, long-documents, arxiv, mixed, random:IN:OUT."),
+    ] = "",
+    rates: Annotated[
+        str, typer.Option(help="Requests/s, as 8,16,24; else around what a burst is served at.")
+    ] = "",
+    bounds: Annotated[
+        str, typer.Option(help="TTFT/TBT p95 in ms, as 500/15,1000/25; 500/30:tpot bounds TPOT.")
+    ] = "",
+    duration: Annotated[float, typer.Option(help="Seconds of arrivals in a run.", min=1)] = 60.0,
+    repeats: Annotated[int, typer.Option(help="Runs of a cell.", min=1, max=16)] = 2,
+    search: Annotated[
+        bool, typer.Option(help="Search the rate at which 90 % meet the bounds.")
+    ] = True,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop in time; the cells that decide come first.", min=0)
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of results.")] = Path(
+        "bench"
+    ),
+    raw: Annotated[bool, typer.Option("--raw", help="Keep vLLM's own result of each run.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Stock vLLM and Nexus, once, in minutes on a CPU.")
+    ] = False,
+) -> None:
+    """Measure stock vLLM and Nexus on the same requests, one server after the other.
+
+    Results accumulate in a file; the same command again measures only what is missing.
+    Exit code 1 when a system had to be given up.
+
+    Example: nexus bench ./SmolLM2-135M-Instruct --quick
+    """
+    from nexus.benchmarks.command import Words, job_of, quick_job
+    from nexus.benchmarks.page import write_page
+    from nexus.benchmarks.run import bench
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    err = Console(stderr=True, highlight=False)
+    model, options = _model_and_options(rest)
+    words = Words(
+        model=model,
+        options=options,
+        profile=profile,
+        table=table,
+        systems=systems,
+        workloads=workloads,
+        rates=rates,
+        bounds=bounds,
+        duration_s=duration,
+        repeats=repeats,
+        search=search,
+        minutes=minutes,
+        output=output,
+        keep_raw=raw,
+    )
+
+    def say(line: str) -> None:
+        err.print(line, markup=False, soft_wrap=True)
+
+    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
+        job = quick_job(words, Path(folder)) if quick else job_of(words, Path(folder))
+        results, whole = bench(job, Path(folder), say)
+    typer.echo(f"wrote {results} and {write_page(results)}")
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _model_and_options(rest: list[str] | None) -> tuple[str, tuple[str, ...]]:
+    words = list(rest or [])
+    if words and not words[0].startswith("-"):
+        return words[0], tuple(words[1:])
+    from nexus.demo.model import ensure_demo_model
+
+    return str(ensure_demo_model()), tuple(words)

@@ -1,0 +1,147 @@
+"""``vllm bench serve``, called from Python, in a process of its own that can be stopped.
+
+A fork server imports vLLM's client once; every run is a fork of it.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from nexus.benchmarks.workloads import HASH_CHUNK
+from nexus.errors import EngineError
+
+_CLIENT = "vllm.benchmarks.serve"
+_GLANCE_S = 0.5
+
+
+class RunError(EngineError):
+    """A run brought no result: the client failed, took too long, or its server died."""
+
+
+class TooSlowError(RunError):
+    """A run was not done in its time; the server may well be fine."""
+
+
+class TokenIds:
+    """A tokenizer whose ``decode`` leaves ids as they are.
+
+    vLLM 0.26 turns the trace's token ids into text, which a server encodes to another
+    number of tokens; later releases send the ids. With this, so does 0.26.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """``tokenizer`` answers everything else."""
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, token_ids: list[int], **_: Any) -> list[int]:
+        """The very ids."""
+        return token_ids
+
+
+def replay(
+    model: str,
+    port: int,
+    trace: Path,
+    count: int,
+    folder: Path,
+    limit_s: float,
+    check: Callable[[], None],
+) -> dict[str, Any]:
+    """Send the trace's ``count`` requests at their times; vLLM's result with its details.
+
+    ``check`` is called twice a second and raises when the server is gone. Writes to
+    ``folder``; raises TooSlowError after ``limit_s``, RunError when the client fails.
+    """
+    result, log = folder / "result.json", folder / "client.log"
+    result.unlink(missing_ok=True)
+    argv = [
+        *("--backend", "openai", "--endpoint", "/v1/completions"),
+        *("--host", "127.0.0.1", "--port", str(port), "--model", model),
+        *("--dataset-name", "timed_trace", "--dataset-path", str(trace)),
+        *("--timed-trace-chunk-hash-size", str(HASH_CHUNK), "--num-prompts", str(count)),
+        *("--temperature", "0", "--percentile-metrics", "ttft,tpot,itl", "--disable-tqdm"),
+        *("--save-result", "--save-detailed", "--result-dir", str(folder)),
+        *("--result-filename", result.name),
+    ]
+    process = _fork_server().Process(target=_run, args=(argv, log), daemon=True)
+    process.start()
+    try:
+        _join(process, limit_s, check)
+    finally:
+        _stop(process)
+    if process.exitcode != 0 or not result.exists():
+        raise RunError(f"the client failed: {_last_line(log)}")
+    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return found
+
+
+def _run(argv: list[str], log: Path) -> None:
+    with log.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        from vllm.benchmarks import serve
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        stock = serve.get_samples
+        serve.get_samples = lambda args, tokenizer: stock(args, TokenIds(tokenizer))
+        parser = FlexibleArgumentParser()
+        serve.add_cli_args(parser)
+        serve.main(parser.parse_args(argv))
+
+
+def _join(process: BaseProcess, limit_s: float, check: Callable[[], None]) -> None:
+    end = time.monotonic() + limit_s
+    while process.is_alive():
+        process.join(_GLANCE_S)
+        if process.is_alive():
+            check()
+            if time.monotonic() > end:
+                raise TooSlowError(f"not done after {limit_s:.0f} s")
+
+
+def _stop(process: BaseProcess) -> None:
+    if process.is_alive():
+        process.kill()
+    process.join()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def prepare() -> None:
+    """Begin to import vLLM's client, beside whatever else has to start."""
+    _fork_server()
+
+
+def _fork_server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_CLIENT])
+    from multiprocessing import forkserver
+
+    with _seeded(), redirect_stdout(sys.stderr):
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _seeded() -> Any:
+    """VLLM seeds a prompt's tokens with ``hash`` of a string: the same in every run."""
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONHASHSEED"]
+        else:
+            os.environ["PYTHONHASHSEED"] = before

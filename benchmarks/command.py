@@ -1,0 +1,197 @@
+"""The words of ``nexus bench``, turned into one job."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nexus.benchmarks.agenda import Grid
+from nexus.benchmarks.job import Job
+from nexus.benchmarks.machine import Here, here, where_measured
+from nexus.benchmarks.metrics import OBJECTIVES, Objective
+from nexus.benchmarks.shapes import with_tokenizer
+from nexus.benchmarks.systems import systems_called
+from nexus.benchmarks.workloads import workload
+from nexus.errors import UserError
+from nexus.planner.table import Plan, read_plan
+from nexus.profiles.schema import Engine, Model, read_profile
+
+MAX_MODEL_LEN = 16384  # the longest request of any workload, and then some
+QUICK_PROFILE = ("--minutes", "0.25", "--max-num-batched-tokens", "256")
+QUICK_SECONDS = 6.0  # of each run
+QUICK_OPTIONS = {"--max-model-len": "1024", "--max-num-seqs": "8"}
+_SET_BY_SYSTEMS = ("--max-num-batched-tokens", "--table", "--prefill-order", "--port", "--host")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the user gave; text is parsed here, empty text and None mean the default."""
+
+    model: str
+    options: tuple[str, ...] = ()
+    profile: Path | None = None
+    table: Path | None = None
+    systems: str = ""
+    workloads: str = ""
+    rates: str = ""
+    bounds: str = ""
+    duration_s: float = 60.0
+    repeats: int = 2
+    search: bool = True
+    minutes: float | None = None
+    output: Path = Path("bench")
+    keep_raw: bool = False
+
+
+def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
+    """Everything checked that can be before a server starts; raises UserError.
+
+    ``folder`` is for what the job needs while it runs; ``where`` is looked up if not known.
+    """
+    if words.profile and words.table:
+        raise UserError("--profile and --table exclude each other: plans, or the plan")
+    profile = read_profile(words.profile) if words.profile else None
+    plan = read_plan(words.table) if words.table else None
+    source = plan or profile
+    systems = words.systems or ("decisive" if source else "stock")
+    chosen = systems_called(systems)
+    if source is None and any(system.sharing for system in chosen):
+        raise UserError("Nexus systems need --profile or --table")
+    grid = Grid(
+        systems=chosen,
+        workloads=_workloads(words.workloads or "azure_conv,long-documents"),
+        objectives=_objectives(words.bounds, plan),
+        rates=_rates(words.rates),
+        repeats=words.repeats,
+        search=words.search,
+    )
+    where = where or here(words.model)
+    model, engine = (source.model, source.engine) if source else (None, None)
+    options = shared_options(words.options, where, model, engine)
+    return Job(
+        model=with_tokenizer(words.model, folder),
+        here=where,
+        options=options,
+        grid=grid,
+        output=words.output,
+        max_model_len=_max_model_len(options),
+        profile=profile,
+        plan=plan,
+        duration_s=words.duration_s,
+        minutes=words.minutes,
+        keep_raw=words.keep_raw,
+    )
+
+
+def quick_job(words: Words, folder: Path) -> Job:
+    """Stock vLLM against Nexus on a small random workload, for any machine and model.
+
+    Without a profile or plan, one is measured first, into ``folder``.
+    """
+    model, options = with_tokenizer(words.model, folder), words.options
+    for name, value in QUICK_OPTIONS.items():
+        if not given(options, name):
+            options = (*options, name, value)
+    if not given(options, "--enforce-eager"):
+        options = (*options, "--enforce-eager")
+    profile, where = words.profile, None
+    if profile is None and words.table is None:
+        profile = folder / "profile.yaml"
+        _measure_profile(model, options, profile)
+        where = where_measured(read_profile(profile))
+    job = job_of(
+        replace(
+            words,
+            model=model,
+            options=options,
+            profile=profile,
+            systems=words.systems or "vllm-default,nexus-spf-plan",
+            workloads=words.workloads or "random:64:8",
+            rates=words.rates or "1",
+            bounds=words.bounds or "10000/2000",
+            duration_s=QUICK_SECONDS,
+            repeats=1,
+            search=False,
+        ),
+        folder,
+        where,
+    )
+    return replace(job, warm_up=2)
+
+
+def shared_options(
+    options: tuple[str, ...], where: Here, model: Model | None, engine: Engine | None
+) -> tuple[str, ...]:
+    """What every server gets: ``options``, and what a profile was measured with.
+
+    The systems then differ in nothing but what they are named for. Prefix caching is off:
+    random prompts have no prefix in common. Raises UserError for options that are the systems'.
+    """
+    for name in _SET_BY_SYSTEMS:
+        if given(options, name):
+            raise UserError(f"{name} is set by the systems that are compared")
+    added: list[str] = []
+    if not given(options, "--enable-prefix-caching", "--no-enable-prefix-caching"):
+        added += ["--no-enable-prefix-caching"]
+    if not given(options, "--max-model-len"):
+        longest = model.max_model_len if model else (where.max_positions or MAX_MODEL_LEN)
+        added += ["--max-model-len", str(min(longest, MAX_MODEL_LEN))]
+    if model is not None and not given(options, "--dtype"):
+        added += ["--dtype", model.dtype]
+    if engine is not None and not given(options, "--max-num-seqs"):
+        added += ["--max-num-seqs", str(engine.max_num_seqs)]
+    if engine is not None and engine.enforce_eager:
+        added += (
+            [] if given(options, "--enforce-eager", "--no-enforce-eager") else ["--enforce-eager"]
+        )
+    return (*options, *added)
+
+
+def given(options: Sequence[str], *names: str) -> bool:
+    """Whether any of the names is among the options, as ``--name`` or ``--name=value``."""
+    return any(option.partition("=")[0] in names for option in options)
+
+
+def _max_model_len(options: tuple[str, ...]) -> int:
+    for option, following in zip(options, (*options[1:], ""), strict=True):
+        name, _, value = option.partition("=")
+        if name == "--max-model-len":
+            text = value or following
+            if text.isdigit() and int(text) > 1:
+                return int(text)
+            raise UserError(f"--max-model-len {text}: a plain number of tokens is needed here")
+    raise AssertionError("shared options always say it")
+
+
+def _measure_profile(model: str, options: tuple[str, ...], to: Path) -> None:
+    words = [sys.executable, "-m", "nexus.cli", "profile", model, *options, *QUICK_PROFILE]
+    done = subprocess.run([*words, "-o", str(to)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise UserError(f"profiling failed: {lines[-1].removeprefix('nexus: ')}")
+
+
+def _workloads(names: str) -> tuple[str, ...]:
+    chosen = tuple(filter(None, (name.strip() for name in names.split(","))))
+    for name in chosen:
+        workload(name)
+    return chosen
+
+
+def _objectives(bounds: str, plan: Plan | None) -> tuple[Objective, ...]:
+    if bounds:
+        return tuple(Objective.parse(pair.strip()) for pair in bounds.split(","))
+    if plan is not None:
+        return (Objective.of(plan.bounds),)
+    return OBJECTIVES
+
+
+def _rates(rates: str) -> tuple[float, ...]:
+    try:
+        chosen = tuple(float(rate) for rate in rates.split(",") if rate.strip())
+    except ValueError:
+        raise UserError(f"rates {rates!r} are not like 8,16,24") from None
+    if any(not 0 < rate < float("inf") for rate in chosen):
+        raise UserError(f"rates {rates!r} are not all above 0")
+    return chosen

@@ -1,0 +1,33 @@
+"""What one call of ``nexus bench`` is to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexus.benchmarks.agenda import Grid
+from nexus.benchmarks.machine import Here
+from nexus.planner.table import Plan
+from nexus.profiles.schema import Profile
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``nexus bench``.
+
+    ``options`` go to every server. Plans are made from ``profile`` for each workload and
+    each pair of bounds, or ``plan`` serves them all. ``burst`` is how many requests at once
+    show what a workload's capacity is; ``minutes`` limits the whole call.
+    """
+
+    model: str
+    here: Here
+    options: tuple[str, ...]
+    grid: Grid
+    output: Path
+    max_model_len: int
+    profile: Profile | None = None
+    plan: Plan | None = None
+    duration_s: float = 60.0
+    burst: int = 128
+    warm_up: int = 16
+    minutes: float | None = None
+    keep_raw: bool = False

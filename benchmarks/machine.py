@@ -1,0 +1,109 @@
+"""Where a benchmark runs: looked up outside of this process, and watched during a run.
+
+This process never opens the GPU, whose memory belongs to the server.
+"""
+
+import multiprocessing
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from nexus import __version__
+from nexus.benchmarks.results import Condition
+from nexus.profiler.nvml import GpuCondition
+from nexus.profiles.schema import Machine, Profile
+
+_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Here:
+    """This machine and what is installed, and the model's identity and longest context."""
+
+    machine: Machine
+    software: dict[str, str]
+    model_hash: str
+    max_positions: int | None
+    gpu_uuid: str | None = None
+
+
+def here(model: str) -> Here:
+    """Look around in a process of its own; raises EngineError when there is no such model."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
+        return pool.submit(_look, model).result()
+
+
+def where_measured(profile: Profile) -> Here:
+    """The same from a profile that was measured here just now, on a machine without a GPU."""
+    software = {**profile.provenance.software, "nexus": __version__}
+    model = profile.model
+    return Here(profile.machine, software, model.config_hash, model.max_model_len)
+
+
+def _look(model: str) -> Here:
+    import torch
+    from transformers import PretrainedConfig
+
+    from nexus.runtime.machine import config_hash, software, this_machine
+
+    model_hash = config_hash(model)
+    config, _ = PretrainedConfig.get_config_dict(model)
+    machine = this_machine()
+    on_gpu = machine.device == "cuda"
+    return Here(
+        machine=machine,
+        software={**software(), "nexus": __version__},
+        model_hash=model_hash,
+        max_positions=config.get("max_position_embeddings"),
+        gpu_uuid=str(torch.cuda.get_device_properties(0).uuid) if on_gpu else None,
+    )
+
+
+class Clock:
+    """A context manager that reads the GPU's condition twice a second."""
+
+    def __init__(self, where: Here) -> None:
+        """Reads nothing where there is no GPU."""
+        self._gpu = GpuCondition(where.gpu_uuid) if where.gpu_uuid else None
+        self._seen: list[tuple[float, float, float]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._gpu is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def condition(self) -> Condition | None:
+        """What was seen; None without a GPU, or when NVML says nothing."""
+        if not self._seen:
+            return None
+        mhz, watts, celsius = np.array(self._seen).T
+        return Condition(
+            sm_mhz=round(float(mhz.mean()), 1),
+            power_w=round(float(watts.mean()), 1),
+            temperature_c=float(celsius.max()),
+        )
+
+    def _watch(self) -> None:
+        assert self._gpu is not None
+        while not self._done.wait(_EVERY_S):
+            now = self._gpu.read()
+            if None not in (now.sm_mhz, now.power_w, now.temperature_c):
+                self._seen.append((now.sm_mhz or 0, now.power_w or 0, now.temperature_c or 0))

@@ -1,0 +1,186 @@
+"""From vLLM's per-request details to the field's metrics.
+
+TTFT counts from the moment of sending; TBT is every gap between two chunks of a stream;
+TPOT is one request's mean gap; normalized latency is a request's whole latency over its
+output tokens. A request that failed meets no bound.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from nexus.errors import UserError
+from nexus.planner.fit import Floats
+from nexus.planner.table import Bounds
+from nexus.profiles.schema import STRICT
+
+GOOD_SHARE = 0.9  # of all requests must meet both bounds
+QUANTILES = (50.0, 95.0, 99.0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Objective:
+    """Bounds in ms on TTFT, and on a request's TBT p95 or (``tpot``) its TPOT."""
+
+    ttft_ms: float = Field(gt=0)
+    gap_ms: float = Field(gt=0)
+    tpot: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as ``1000/25`` or ``500/30:tpot``."""
+        return f"{self.ttft_ms:g}/{self.gap_ms:g}" + (":tpot" if self.tpot else "")
+
+    @property
+    def bounds(self) -> Bounds:
+        """What a plan is made for: a bound on TPOT is one on every gap, to be safe."""
+        return Bounds(ttft_ms=self.ttft_ms, tbt_ms=self.gap_ms)
+
+    @classmethod
+    def of(cls, bounds: Bounds) -> "Objective":
+        """What a plan with these bounds is for."""
+        return cls(ttft_ms=bounds.ttft_ms, gap_ms=bounds.tbt_ms)
+
+    @classmethod
+    def parse(cls, text: str) -> "Objective":
+        """From its name; raises UserError."""
+        pair, _, kind = text.partition(":")
+        ttft, _, gap = pair.partition("/")
+        try:
+            if kind not in ("", "tpot"):
+                raise ValueError(kind)
+            return cls(ttft_ms=float(ttft), gap_ms=float(gap), tpot=kind == "tpot")
+        except ValueError:
+            raise UserError(f"bounds {text!r} are not like 1000/25 or 500/30:tpot") from None
+
+
+OBJECTIVES = tuple(
+    map(Objective.parse, ("500/15", "1000/25", "2000/50", "500/30:tpot", "2000/100:tpot"))
+)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Spread:
+    """Mean and quantiles of one quantity."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Floats) -> "Spread | None":
+        """Of values of shape (n,); None when there are none."""
+        if len(values) == 0:
+            return None
+        p50, p95, p99 = np.percentile(values, QUANTILES)
+        return cls(*(round(float(v), 3) for v in (values.mean(), p50, p95, p99)))
+
+
+@dataclass(frozen=True, config=STRICT)
+class PerRequest:
+    """One value a request, in order of arrival; times in ms, null where a request failed.
+
+    ``tbt_p95_ms`` and ``tpot_ms`` are 0 for an output of one token.
+    """
+
+    input_tokens: tuple[int, ...]
+    output_tokens: tuple[int, ...]
+    ttft_ms: tuple[float | None, ...]
+    tbt_p95_ms: tuple[float | None, ...]
+    tpot_ms: tuple[float | None, ...]
+
+    def attainment(self, objective: Objective) -> float:
+        """The share of all requests that meet both bounds."""
+        gaps = self.tpot_ms if objective.tpot else self.tbt_p95_ms
+        met = [
+            ttft is not None
+            and gap is not None
+            and ttft <= objective.ttft_ms
+            and gap <= objective.gap_ms
+            for ttft, gap in zip(self.ttft_ms, gaps, strict=True)
+        ]
+        return sum(met) / len(met)
+
+    def ttft_of_longest(self, share: float = 0.1) -> Spread | None:
+        """TTFT of the ``share`` of requests with the longest prompts."""
+        order = np.argsort(self.input_tokens, kind="stable")
+        longest = order[-max(round(share * len(order)), 1) :]
+        times = [self.ttft_ms[index] for index in longest]
+        return Spread.of(np.array([time for time in times if time is not None]))
+
+
+@dataclass(frozen=True, config=STRICT)
+class Metrics:
+    """One run's metrics; times in ms, normalized latency in ms per output token.
+
+    ``merged_share`` is the share of output tokens that came in a chunk with an earlier
+    one: the gap before them is not seen, and not counted. ``ttft_longest`` is of the tenth
+    of the requests with the longest prompts.
+    """
+
+    completed: int
+    failed: int
+    duration_s: float
+    requests_per_s: float
+    input_tokens_per_s: float
+    output_tokens_per_s: float
+    tbt_max_ms: float
+    merged_share: float
+    ttft: Spread | None = None
+    tbt: Spread | None = None
+    tpot: Spread | None = None
+    normalized: Spread | None = None
+    ttft_longest: Spread | None = None
+
+
+def summarize(details: Mapping[str, Any]) -> tuple[Metrics, PerRequest]:
+    """Metrics of what ``vllm bench serve --save-detailed`` reports.
+
+    ``details`` holds ``ttfts`` and ``itls`` in seconds, ``input_lens``, ``output_lens``,
+    ``errors`` (one entry a request), and ``duration`` in seconds.
+    """
+    errors: Sequence[str] = details["errors"]
+    lived = [not error and ttft > 0 for error, ttft in zip(errors, details["ttfts"], strict=True)]
+    gaps = [1e3 * np.asarray(each, dtype=np.float64) for each in details["itls"]]
+    outputs = [int(tokens) for tokens in details["output_lens"]]
+    ttft = [1e3 * float(seconds) for seconds in details["ttfts"]]
+    tpot = [float(g.sum()) / max(n - 1, 1) for g, n in zip(gaps, outputs, strict=True)]
+    worst = [float(np.percentile(g, 95)) if len(g) else 0.0 for g in gaps]
+    per_request = PerRequest(
+        input_tokens=tuple(int(tokens) for tokens in details["input_lens"]),
+        output_tokens=tuple(outputs),
+        ttft_ms=_rounded(ttft, lived),
+        tbt_p95_ms=_rounded(worst, lived),
+        tpot_ms=_rounded(tpot, lived),
+    )
+    done = np.flatnonzero(lived)
+    seen = sum(len(gaps[i]) + 1 for i in done)
+    produced = sum(outputs[i] for i in done)
+    taken = sum(per_request.input_tokens[i] for i in done)
+    all_gaps = np.concatenate([gaps[i] for i in done]) if len(done) else np.zeros(0)
+    latency = np.array([(ttft[i] + gaps[i].sum()) / max(outputs[i], 1) for i in done])
+    seconds = max(float(details["duration"]), 1e-9)
+    return Metrics(
+        completed=len(done),
+        failed=len(lived) - len(done),
+        duration_s=round(seconds, 3),
+        requests_per_s=round(len(done) / seconds, 4),
+        input_tokens_per_s=round(taken / seconds, 2),
+        output_tokens_per_s=round(produced / seconds, 2),
+        ttft=Spread.of(np.array([ttft[i] for i in done])),
+        tbt=Spread.of(all_gaps),
+        tbt_max_ms=round(float(all_gaps.max()), 3) if len(all_gaps) else 0.0,
+        tpot=Spread.of(np.array([tpot[i] for i in done if outputs[i] > 1])),
+        normalized=Spread.of(latency),
+        ttft_longest=per_request.ttft_of_longest(),
+        merged_share=round(1.0 - seen / produced, 4) if produced else 0.0,
+    ), per_request
+
+
+def _rounded(values: Sequence[float], lived: Sequence[bool]) -> tuple[float | None, ...]:
+    pairs = zip(values, lived, strict=True)
+    return tuple(round(value, 2) if alive else None for value, alive in pairs)

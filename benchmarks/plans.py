@@ -1,0 +1,94 @@
+"""The plan that each kind of sharing serves with, made by the planner from one profile."""
+
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from nexus.benchmarks.metrics import Objective
+from nexus.benchmarks.systems import Sharing
+from nexus.benchmarks.workloads import lengths_of
+from nexus.errors import UserError
+from nexus.planner.choice import rows_of
+from nexus.planner.simulate import System
+from nexus.planner.solve import make_contest, make_plan
+from nexus.planner.table import Bounds, Plan
+from nexus.planner.workload import Lengths
+from nexus.profiles.schema import Profile, Provenance
+
+_COMMAND = "nexus bench"
+
+Kind = tuple[Sharing, Objective, str]  # what shares, for which bounds, for which workload
+
+
+class Plans:
+    """Every plan that a benchmark needs, made at once on half of the machine's cores.
+
+    Nothing else runs meanwhile: a planner beside a server would show in its numbers.
+    """
+
+    def __init__(self, profile: Profile, max_model_len: int, kinds: Iterable[Kind]) -> None:
+        """Makes them; one that cannot be made is an error only when it is asked for."""
+        wanted = list(dict.fromkeys(kinds))
+        workers = max(1, min(len(wanted), (os.cpu_count() or 2) // 2))
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn) as pool:
+            tasks = {kind: pool.submit(_make, profile, max_model_len, kind) for kind in wanted}
+            self._made = {kind: task.result() for kind, task in tasks.items()}
+
+    def get(self, kind: Kind) -> Plan:
+        """The plan of that kind; raises the UserError that it failed with."""
+        made = self._made[kind]
+        if isinstance(made, UserError):
+            raise made
+        return made
+
+
+def _make(profile: Profile, max_model_len: int, kind: Kind) -> Plan | UserError:
+    sharing, objective, workload = kind
+    try:
+        return plan_for(sharing, profile, objective.bounds, lengths_of(workload, max_model_len))
+    except UserError as error:
+        return error
+
+
+def plan_for(sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+    """The best plan of that kind for the workload's ``lengths`` under ``bounds``.
+
+    ``fused`` is planned as if no partition had been measured; ``split`` and ``overlap``
+    are one partition in every state, the one that sustains most in simulation. Raises
+    InfeasibleError, or UserError when the profile holds no such partition.
+    """
+    if sharing == "plan":
+        return _planned(profile, bounds, lengths)
+    if sharing == "fused":
+        unshared = [sample for sample in profile.samples if sample.mode not in ("split", "overlap")]
+        plan = _planned(replace(profile, samples=tuple(unshared)), bounds, lengths)
+        return replace(plan, profile_hash=profile.hash)
+    return _static(sharing, profile, bounds, lengths)
+
+
+def _planned(profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+    # The same profile gives the same plan, to the hash: a resumed run finds its cells.
+    created = profile.provenance.created
+    return make_plan(profile, bounds, lengths, command=_COMMAND, created=created)
+
+
+def _static(sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+    provenance = Provenance(
+        created=profile.provenance.created,
+        command=_COMMAND,
+        software=dict(profile.provenance.software),
+    )
+    contest = make_contest(profile, bounds, lengths, provenance)
+    modes = [mode for mode in contest.shared if mode.mode == sharing]
+    if not modes:
+        raise UserError(f"the profile holds no {sharing} samples")
+    played = [contest.play(System(mode.name, mode=mode)) for mode in modes]
+    best = modes[max(range(len(modes)), key=lambda i: (played[i].per_s, played[i].good))]
+    states = contest.draft.axes.states()
+    rows = rows_of(contest.problem, [best], states, np.zeros(len(states), dtype=np.int64))
+    return contest.draft.plan([best], rows, "fixed")

@@ -1,0 +1,88 @@
+"""The systems compared: each is a command line of ``nexus serve`` and, but for stock vLLM, a plan.
+
+The grid of Nexus systems keeps its parts apart: the order of prompts, the chunk chosen
+step by step, one partition for all loads, and the whole plan.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nexus.errors import UserError
+from nexus.runtime.policy import PrefillOrder
+
+Sharing = Literal["fused", "split", "overlap", "plan"]
+
+
+@dataclass(frozen=True)
+class System:
+    """One server to measure.
+
+    ``sharing`` says which plan it serves with: only fused modes, the best single split,
+    the best single overlap, or all of it; None is stock vLLM.
+    """
+
+    name: str
+    options: tuple[str, ...] = ()
+    sharing: Sharing | None = None
+    order: PrefillOrder = "fcfs"
+
+    def words(self, model: str, shared: tuple[str, ...], table: Path | None) -> list[str]:
+        """What follows ``nexus serve``; ``shared`` are options that all systems get."""
+        assert (table is None) == (self.sharing is None)
+        words = [model, *shared, *self.options]
+        if table is not None:
+            words += ["--table", str(table), "--prefill-order", self.order]
+        return words
+
+
+def _stock(budget: int | None) -> System:
+    if budget is None:
+        return System("vllm-default")
+    return System(f"vllm-{budget}", ("--max-num-batched-tokens", str(budget)))
+
+
+def _nexus(order: PrefillOrder, sharing: Sharing) -> System:
+    return System(f"nexus-{order}-{sharing}", sharing=sharing, order=order)
+
+
+# The systems that decide whether Nexus is worth running, then what tells its parts apart.
+DECISIVE = (
+    _stock(None),
+    _stock(512),
+    _stock(2048),
+    _nexus("spf", "plan"),
+    _nexus("fcfs", "plan"),
+)
+OTHERS = (
+    _nexus("spf", "fused"),
+    _nexus("fcfs", "fused"),
+    _nexus("spf", "split"),
+    _nexus("fcfs", "split"),
+    _nexus("spf", "overlap"),
+    _nexus("fcfs", "overlap"),
+    _stock(1024),
+    _stock(8192),
+)
+SYSTEMS = {system.name: system for system in (*DECISIVE, *OTHERS)}
+
+
+def systems_called(names: str) -> tuple[System, ...]:
+    """Systems by name, separated by commas: ``all``, ``decisive`` and ``stock`` are groups.
+
+    Raises UserError for an unknown name.
+    """
+    groups = {
+        "all": tuple(SYSTEMS.values()),
+        "decisive": DECISIVE,
+        "stock": tuple(system for system in SYSTEMS.values() if system.sharing is None),
+    }
+    chosen: dict[str, System] = {}
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name not in groups and name not in SYSTEMS:
+            raise UserError(f"no system {name!r}; there are {', '.join([*groups, *SYSTEMS])}")
+        members = groups.get(name) or (SYSTEMS[name],)
+        chosen.update({system.name: system for system in members})
+    if not chosen:
+        raise UserError("no system is named")
+    return tuple(chosen.values())

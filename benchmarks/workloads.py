@@ -1,0 +1,179 @@
+"""Named workloads, scaled to a rate, as files that vLLM's ``timed_trace`` data set replays.
+
+A workload at a rate is always the same requests, in the same order, at the same times;
+a higher rate packs more of the same sequence into the duration. ``repeat`` shifts the
+window of a trace, or seeds a synthetic workload anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from nexus.errors import UserError
+from nexus.planner.fit import Ints
+from nexus.planner.workload import Lengths, Requests, read_trace
+
+TRACES = Path(__file__).parent / "traces"
+WINDOWS = 4  # a trace's repeats start at its quarters
+PLAN_REQUESTS = 4096  # as many lengths are shown to the planner
+
+# vLLM makes `chunk` tokens of each hash id: a prompt of one chunk is one random sequence.
+HASH_CHUNK = 1 << 20
+_P95 = 1.6449  # standard deviations from the median to the 95th percentile
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """Lengths with the given median and 95th percentile, cut at ``most`` tokens."""
+
+    p50: float
+    p95: float
+    most: int
+
+    def sample(self, rng: np.random.Generator, count: int) -> Ints:
+        """``count`` lengths, at least 1; shape (count,)."""
+        sigma = np.log(self.p95 / self.p50) / _P95
+        drawn = rng.lognormal(np.log(self.p50), sigma, count)
+        return np.clip(np.round(drawn), 1, self.most).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Lengths spread evenly within half of ``mean`` of it."""
+
+    mean: float
+
+    def sample(self, rng: np.random.Generator, count: int) -> Ints:
+        """``count`` lengths, at least 1; shape (count,)."""
+        drawn = rng.uniform(0.5 * self.mean, 1.5 * self.mean, count)
+        return np.maximum(np.round(drawn), 1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kind of request and its share of a workload."""
+
+    share: float
+    inputs: LogNormal | Uniform
+    outputs: LogNormal | Uniform
+
+
+# The kinds of data that the Nexus paper (arXiv 2507.06608) serves: Long Data Collections,
+# arXiv summarization, and 60 % ShareGPT with 40 % of the first. These are distributions of
+# lengths chosen to resemble them, not the data sets.
+_LONG = Part(1.0, LogNormal(5461, 9292, 16384), LogNormal(159, 339, 1024))
+_ARXIV = Part(1.0, LogNormal(3575, 6460, 16384), LogNormal(181, 357, 1024))
+_CHAT = Part(1.0, LogNormal(432, 970, 4096), LogNormal(37, 383, 1024))
+
+Draw = Callable[[int, int], Requests]  # (count, repeat): that many requests at one a second
+
+
+def _poisson(name: str, parts: tuple[Part, ...], count: int, repeat: int) -> Requests:
+    seed = int.from_bytes(hashlib.sha256(f"{name}:{repeat}".encode()).digest()[:8])
+    # One stream for each quantity, so that more requests begin with the same ones.
+    gap, kind, *streams = np.random.default_rng(seed).spawn(2 + 2 * len(parts))
+    times = np.cumsum(gap.exponential(1.0, count + 1))
+    arrivals = times[:-1] * count / times[-1]
+    chosen = kind.choice(len(parts), size=count, p=[part.share for part in parts])
+    inputs = np.stack([p.inputs.sample(s, count) for p, s in zip(parts, streams, strict=False)])
+    outputs = np.stack(
+        [p.outputs.sample(s, count) for p, s in zip(parts, streams[len(parts) :], strict=True)]
+    )
+    index = np.arange(count)
+    return Requests(arrivals, Lengths(name, inputs[chosen, index], outputs[chosen, index]))
+
+
+@cache
+def _whole_trace(path: Path) -> Requests:
+    return read_trace(path)
+
+
+def _window(name: str, count: int, repeat: int) -> Requests:
+    whole = _whole_trace(TRACES / f"{name}.csv")
+    total = len(whole.arrivals_s)
+    if count >= total:
+        raise UserError(f"{name} holds {total} requests: fewer than {count}, shorten --duration")
+    first = (repeat % WINDOWS) * total // WINDOWS
+    index = np.arange(first, first + count + 1)
+    lap = index // total * whole.arrivals_s[-1]
+    times = whole.arrivals_s[index % total] + lap
+    times = (times - times[0]) * count / (times[-1] - times[0])
+    lengths = whole.lengths
+    taken = index[:-1] % total
+    return Requests(times[:-1], Lengths(name, lengths.inputs[taken], lengths.outputs[taken]))
+
+
+WORKLOADS: Mapping[str, Draw] = {
+    "azure_conv": partial(_window, "azure_conv"),
+    "azure_code": partial(_window, "azure_code"),
+    "long-documents": partial(_poisson, "long-documents", (_LONG,)),
+    "arxiv": partial(_poisson, "arxiv", (_ARXIV,)),
+    "mixed": partial(
+        _poisson,
+        "mixed",
+        (Part(0.6, _CHAT.inputs, _CHAT.outputs), Part(0.4, _LONG.inputs, _LONG.outputs)),
+    ),
+}
+
+
+def workload(name: str) -> Draw:
+    """The workload called ``name``; ``random:INPUT:OUTPUT`` has those mean lengths.
+
+    Raises UserError for a name that is neither.
+    """
+    if name in WORKLOADS:
+        return WORKLOADS[name]
+    kind, *means = name.split(":")
+    means = means or ["1024", "128"]
+    if kind == "random" and len(means) == 2 and all(m.isdigit() and int(m) for m in means):
+        part = Part(1.0, Uniform(float(means[0])), Uniform(float(means[1])))
+        return partial(_poisson, name, (part,))
+    known = ", ".join([*WORKLOADS, "random:INPUT:OUTPUT"])
+    raise UserError(f"no workload {name!r}; there are {known}")
+
+
+def requests_at(
+    name: str, rate: float, duration_s: float, repeat: int, max_model_len: int
+) -> Requests:
+    """The workload at ``rate`` requests a second for ``duration_s``, at least one request.
+
+    At an infinite rate, ``duration_s`` requests at once. What a model of that length
+    cannot serve is cut.
+    """
+    at_once = rate == float("inf")
+    count = max(round(duration_s if at_once else rate * duration_s), 1)
+    drawn = workload(name)(count, repeat)
+    arrivals = np.zeros(count) if at_once else drawn.arrivals_s / rate
+    return Requests(arrivals, drawn.lengths.cut_to(max_model_len))
+
+
+def lengths_of(name: str, max_model_len: int) -> Lengths:
+    """The workload's lengths, for the planner: as many as it needs to know them."""
+    return workload(name)(PLAN_REQUESTS, 0).lengths.cut_to(max_model_len)
+
+
+def as_timed_trace(requests: Requests) -> str:
+    """One JSON line a request, as ``--dataset-name timed_trace`` reads with HASH_CHUNK."""
+    rows = zip(requests.arrivals_s, requests.lengths.inputs, requests.lengths.outputs, strict=True)
+    lines = [
+        json.dumps(
+            {
+                "timestamp": round(float(at), 6),
+                "input_length": int(inputs),
+                "output_length": int(outputs),
+                "hash_ids": [number],
+            }
+        )
+        for number, (at, inputs, outputs) in enumerate(rows)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def digest(text: str) -> str:
+    """A short name for a file's content."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,86 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nexus.benchmarks.metrics import summarize
+from nexus.benchmarks.page import latest, write_page
+from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting, Store, read_cells
+from nexus.errors import DocumentError, UserError
+from nexus.profiles.schema import Machine
+
+SETTING = Setting(
+    model="tiny",
+    model_hash="0" * 16,
+    machine=Machine(device="cpu", name="imagined", sms=2),
+    software={"vllm": "0.0"},
+    command="nexus serve tiny",
+    duration_s=5.0,
+    requests_hash="1" * 16,
+)
+METRICS, EACH = summarize(
+    {
+        "duration": 2.0,
+        "errors": ["", "no"],
+        "ttfts": [0.1, 0.0],
+        "itls": [[0.01, 0.02], []],
+        "input_lens": [10, 20],
+        "output_lens": [3, 0],
+    }
+)
+
+
+def cell(system: str = "vllm-512", rate: float | None = 2.0, objective: str | None = None) -> Cell:
+    key = Key(system, "random:8:8", 0, rate, objective)
+    return Cell(SCHEMA, key, SETTING, "2026-01-01T00:00:00+00:00", METRICS, EACH)
+
+
+def test_cells_are_read_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results" / "cells.jsonl")
+    cells = [cell(), cell(rate=None), cell("nexus-spf-plan", objective="500/15")]
+    cells.append(Cell(SCHEMA, cells[0].key, SETTING, "later", error="not done after 9 s"))
+    for each in cells:
+        store.add(each)
+    assert list(read_cells(store.path)) == list(store) == cells
+    assert list(Store(store.path)) == cells
+
+
+def test_a_cell_is_found_under_its_very_setting(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cells.jsonl")
+    store.add(cell())
+    assert store.find(cell().key, SETTING) == cell()
+    assert store.find(cell().key, replace(SETTING, command="nexus serve tiny --dtype x")) is None
+    assert store.find(cell(rate=3.0).key, SETTING) is None
+
+
+def test_a_run_that_was_killed_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    Store(path).add(cell())
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:50])
+    store = Store(path)
+    assert list(store) == [cell()]
+    store.add(cell(rate=4.0))
+    assert list(read_cells(path)) == [cell(), cell(rate=4.0)]
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    path.write_text('{"schema": "other"}\n')
+    with pytest.raises(DocumentError, match=r"cells\.jsonl:1"):
+        Store(path)
+
+
+def test_the_page_shows_the_latest_of_each_cell(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cells.jsonl")
+    with pytest.raises(UserError, match="nothing was measured"):
+        write_page(store.path)
+    older = replace(cell(), created="2020-01-01T00:00:00+00:00")
+    for each in (older, cell(), cell(rate=4.0), cell("nexus-spf-plan", objective="500/15")):
+        store.add(each)
+    assert latest(store)[0] == cell()
+    text = write_page(store.path).read_text()
+    assert text.count("Plotly.newPlot(") == 8
+    assert "https://cdn" not in text.split("<body>")[0]
+    assert "vllm-512" in text
+    assert "500/15" in text
