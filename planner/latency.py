@@ -7,7 +7,6 @@ A shape outside what was measured is clamped to it, and said to be.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -16,9 +15,18 @@ from nexus.errors import DocumentError
 from nexus.planner.curve import StepCurve, fit_curve
 from nexus.planner.fit import Floats
 from nexus.planner.shape import Ranges, Shape
-from nexus.planner.sharing import Kind, Partition, Slowdown, fit_slowdowns, partition_of
+from nexus.planner.sharing import (
+    DECODE_REACH,
+    PREFILL_REACH,
+    Kind,
+    Partition,
+    Slowdown,
+    fit_slowdowns,
+    partition_of,
+)
 from nexus.profiles.schema import Profile, Sample, held_in
 
+_LENT_WEIGHT = 0.05  # of the whole device's samples in the fit of a part of it
 _SOLO_WEIGHT = 0.2  # of a solo sample in the fit of fused steps, which are too few to fit alone
 
 
@@ -43,11 +51,7 @@ class LatencyModel:
 
     def prefill_curve(self, partition: Partition) -> StepCurve:
         """Prefill alone, on the measured SM count nearest to the partition's."""
-        return self.prefill[_nearest(self.prefill, partition[1])]
-
-    def decode_curve(self, partition: Partition) -> StepCurve:
-        """Decode alone, on the measured SM count nearest to the partition's."""
-        return self.decode[_nearest(self.decode, partition[2])]
+        return self.prefill[min(self.prefill, key=lambda count: (abs(count - partition[1]), count))]
 
     def together(self, partition: Partition, shape: Shape) -> tuple[Floats, Floats, Floats]:
         """Times of a prefill step and of a decode step while both phases run.
@@ -55,8 +59,8 @@ class LatencyModel:
         Returns prefill ms, decode ms, and 1.0 where ``shape`` had to be clamped. The
         partition must be measured.
         """
-        prefill = self.prefill_curve(partition).predict(_only_prefill(shape))
-        decode = self.decode_curve(partition).predict(_only_decode(shape))
+        prefill = self.solo_prefill(self.sms, shape.only_prefill)
+        decode = self.solo_decode(self.sms, shape.only_decode)
         prefill_factor = self.prefill_slowdown[partition].predict(shape)
         decode_factor = self.decode_slowdown[partition].predict(shape)
         clamped = np.max([prefill[1], decode[1], prefill_factor[1], decode_factor[1]], axis=0)
@@ -96,10 +100,13 @@ def fit_model(profile: Profile) -> LatencyModel:
                 f"the profile has {len(found)} {name} samples on all {sms} SMs, "
                 "and a plan needs at least 2: measure more of it"
             )
+    whole_prefill, whole_decode = _solo_curve(prefill[sms]), _solo_curve(decode[sms])
     solo = LatencyModel(
         sms=sms,
-        prefill={count: _solo_curve(group) for count, group in prefill.items()},
-        decode={count: _solo_curve(group) for count, group in decode.items()},
+        prefill={n: _part_curve(group, whole_prefill, prefill[sms]) for n, group in prefill.items()}
+        | {sms: whole_prefill},
+        decode={n: _part_curve(group, whole_decode, decode[sms]) for n, group in decode.items()}
+        | {sms: whole_decode},
         fused=_fused_curve(fused, [*prefill[sms], *decode[sms]]),
         prefill_slowdown={},
         decode_slowdown={},
@@ -113,34 +120,14 @@ def _with_sharing(solo: LatencyModel, samples: Sequence[Sample]) -> LatencyModel
     for kind in get_args(Kind):
         group = [sample for sample in samples if sample.mode == kind]
         if group:
+            shape = Shape.of_samples(group)
             prefill_ms = np.array([sample.prefill_ms for sample in group], dtype=np.float64)
             decode_ms = np.array([sample.decode_ms for sample in group], dtype=np.float64)
-            prefill |= fit_slowdowns(group, prefill_ms, partial(_prefill_of, solo))
-            decode |= fit_slowdowns(group, decode_ms, partial(_decode_of, solo))
+            prefill_alone, _ = solo.solo_prefill(solo.sms, shape.only_prefill)
+            decode_alone, _ = solo.solo_decode(solo.sms, shape.only_decode)
+            prefill |= fit_slowdowns(group, prefill_ms, prefill_alone, PREFILL_REACH)
+            decode |= fit_slowdowns(group, decode_ms, decode_alone, DECODE_REACH)
     return replace(solo, prefill_slowdown=prefill, decode_slowdown=decode)
-
-
-def _prefill_of(model: LatencyModel, partition: Partition, shape: Shape) -> Floats:
-    return model.prefill_curve(partition).predict(_only_prefill(shape))[0]
-
-
-def _decode_of(model: LatencyModel, partition: Partition, shape: Shape) -> Floats:
-    return model.decode_curve(partition).predict(_only_decode(shape))[0]
-
-
-def _only_prefill(shape: Shape) -> Shape:
-    nothing = np.zeros_like(shape.chunk)
-    return replace(shape, decode_batch=nothing, decode_context=nothing)
-
-
-def _only_decode(shape: Shape) -> Shape:
-    nothing = np.zeros_like(shape.chunk)
-    return replace(shape, chunk=nothing, prefill_context=nothing)
-
-
-def _nearest(measured: dict[int, StepCurve], sms: int) -> int:
-    # Only the curve's form is used then: its level is part of the partition's own fit.
-    return min(measured, key=lambda count: (abs(count - sms), count))
 
 
 def sample_ms(sample: Sample) -> float:
@@ -161,6 +148,21 @@ def _by_sms(samples: Sequence[Sample], mode: str) -> dict[int, list[Sample]]:
 def _solo_curve(samples: list[Sample]) -> StepCurve:
     ms = np.array([sample_ms(sample) for sample in samples])
     return fit_curve(samples, ms, np.ones_like(ms), Ranges.of(Shape.of_samples(samples)))
+
+
+def _part_curve(samples: list[Sample], whole: StepCurve, others: list[Sample]) -> StepCurve:
+    """The curve on part of the SMs; ``whole`` and its samples stand in for missing ones.
+
+    What few samples cannot tell, such as how attention grows, is taken from the whole device,
+    scaled to the samples there are.
+    """
+    own = np.array([sample_ms(sample) for sample in samples])
+    scale = float(np.median(own / whole.predict(Shape.of_samples(samples))[0]))
+    lent = scale * np.array([sample_ms(sample) for sample in others])
+    weights = np.concatenate([np.ones_like(own), np.full_like(lent, _LENT_WEIGHT)])
+    both = [*samples, *others]
+    ranges = Ranges.of(Shape.of_samples(both))
+    return fit_curve(both, np.concatenate([own, lent]), weights, ranges)
 
 
 def _fused_curve(fused: list[Sample], solo: list[Sample]) -> StepCurve:

@@ -1,7 +1,7 @@
 """The shape of a step, and the ranges of shapes that were measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,18 @@ class Shape:
             [s.decode_batch for s in samples],
             [s.decode_context for s in samples],
         )
+
+    @property
+    def only_prefill(self) -> "Shape":
+        """The same steps without their decodes."""
+        nothing = np.zeros_like(self.chunk)
+        return replace(self, decode_batch=nothing, decode_context=nothing)
+
+    @property
+    def only_decode(self) -> "Shape":
+        """The same steps without their prefill."""
+        nothing = np.zeros_like(self.chunk)
+        return replace(self, chunk=nothing, prefill_context=nothing)
 
     @property
     def kv_tokens(self) -> Floats:

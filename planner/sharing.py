@@ -1,13 +1,13 @@
 """What the two phases cost each other when they share the device, fitted to co-run samples.
 
-For each partition that was measured, each phase's time is its solo time at those SM counts
-times a slowdown. The slowdown's logarithm is linear in the logarithms of the step's
-shape: each partition has its own level and, as far as its samples speak for it, its own slopes;
-what they do not say is taken from all partitions of the same kind. SM counts themselves
-are never interpolated: a partition without samples does not exist.
+For each partition that was measured, each phase's time is its time alone on the whole
+device times a slowdown. The slowdown's logarithm is a Gaussian process over the step's shape:
+partitions of one kind share its form, each adds its own level and its own deviations as
+far as its samples speak for them. SM counts are no part of the shape, so nothing is
+interpolated between them: a partition without samples does not exist.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,90 +19,98 @@ from nexus.profiles.schema import Sample
 
 Kind = Literal["split", "overlap"]
 Partition = tuple[Kind, int, int]  # kind, prefill_sms, decode_sms
-Solo = Callable[[Partition, Shape], Floats]
 
-_LEVEL_RIDGE = 1e-3
-_SHARED_RIDGE = 0.3
-_OWN_RIDGE = 3.0
-_HUBER = 0.06
-_ROUNDS = 5
+# How far apart steps may be and still be alike: doublings of the batch, of KV tokens and of the
+# chunk, and e-foldings of the prefill context. Chosen by cross-validation on H200 profiles.
+PREFILL_REACH = (4.0, 4.0, 3.0, 2.0)
+DECODE_REACH = (2.0, 2.0, 2.0, 2.0)
+
+_SHARED, _TREND, _LEVEL, _OWN = 0.3, 0.006, 1.0, 0.005  # variances of the process's parts
+_NOISE = 4e-4  # a sample's variance: 2 %
+FEW_KV = 3e4  # tokens: below it decode's KV reads do not show
 
 
 @dataclass(frozen=True)
 class Slowdown:
-    """One phase's time in one partition, relative to alone on as many SMs.
+    """One phase's time in one partition, relative to alone on the whole device.
 
-    ``coefficients`` (k,) belong to ``features`` (n, k); ``ranges`` are what was measured.
+    ``anchors`` (n, 4) are the samples' coordinates with their ``weights`` (n,); far from all of
+    them the ``trend`` (4,) and the ``level`` remain. ``ranges`` are what was measured.
     """
 
-    coefficients: Floats
+    reach: tuple[float, float, float, float]
+    anchors: Floats
+    weights: Floats
+    trend: Floats
+    level: float
     ranges: Ranges
 
     def predict(self, shape: Shape) -> tuple[Floats, Floats]:
         """The factor, and 1.0 where ``shape`` had to be clamped; of the shape's shape."""
         inside, clamped = self.ranges.clamp(shape)
-        return np.exp(features(inside) @ self.coefficients), clamped
+        at = coordinates(inside, self.reach)
+        likeness = _likeness(at, self.anchors)
+        return np.exp(self.level + at @ self.trend + likeness @ self.weights), clamped
 
 
-def features(shape: Shape) -> Floats:
-    """Logarithms of a step's shape, near 0 for a usual one; (..., k), the first is 1."""
-    batch = np.log(np.maximum(shape.decode_batch, 1.0) / 64.0)
-    context = np.log(np.maximum(shape.decode_context, 16.0) / 1024.0)
-    chunk = np.log(np.maximum(shape.chunk, 16.0) / 1024.0)
-    before = np.log1p(np.maximum(shape.prefill_context, 0.0) / 1024.0)
-    columns = [np.ones_like(batch), batch, context, chunk, before, batch**2 / 4.0, batch * context]
-    return np.stack(columns, axis=-1)
+def coordinates(shape: Shape, reach: tuple[float, float, float, float]) -> Floats:
+    """Where a step stands among all steps, in units of ``reach``; of shape (..., 4)."""
+    columns = [
+        np.log2(np.maximum(shape.decode_batch, 1.0)),
+        np.log2(shape.kv_tokens + FEW_KV),
+        np.log2(np.maximum(shape.chunk, 16.0)),
+        np.log1p(np.maximum(shape.prefill_context, 0.0) / 1024.0),
+    ]
+    return np.stack(columns, axis=-1) / np.array(reach)
 
 
-def fit_slowdowns(samples: Sequence[Sample], ms: Floats, alone: Solo) -> dict[Partition, Slowdown]:
+def _likeness(some: Floats, others: Floats) -> Floats:
+    """From 1, the same, to 0; shapes (..., 4) and (n, 4) give (..., n)."""
+    squares = (some**2).sum(-1)[..., None] + (others**2).sum(-1) - 2.0 * some @ others.T
+    return np.asarray(np.exp(-np.maximum(squares, 0.0) / 2.0))
+
+
+def fit_slowdowns(
+    samples: Sequence[Sample],
+    ms: Floats,
+    alone: Floats,
+    reach: tuple[float, float, float, float],
+) -> dict[Partition, Slowdown]:
     """One slowdown for each partition in ``samples``, of one kind and one phase.
 
-    ``ms`` (n,) are that phase's times, ``alone`` its solo time.
+    ``ms`` (n,) are that phase's times, ``alone`` (n,) its times alone on the whole device.
     """
     partitions = [partition_of(sample) for sample in samples]
     order = sorted(set(partitions))
+    owner = np.array([order.index(partition) for partition in partitions])
     shape = Shape.of_samples(samples)
-    solo = np.array(
-        [
-            float(alone(p, Shape.of_samples([s]))[0])
-            for p, s in zip(partitions, samples, strict=True)
-        ]
+    at = coordinates(shape, reach)
+    likeness = _likeness(at, at)
+    same = owner[:, None] == owner[None, :]
+    covariance = (
+        _SHARED * likeness
+        + _TREND * at @ at.T
+        + same * (_LEVEL + _OWN * likeness)
+        + _NOISE * np.eye(len(ms))
     )
-    rows = features(shape)
-    width = rows.shape[1]
-    design = np.zeros((len(samples), width * (len(order) + 1)))
-    design[:, 1:width] = rows[:, 1:]
-    for index, partition in enumerate(partitions):
-        start = width * (1 + order.index(partition))
-        design[index, start : start + width] = rows[index]
-    own = np.concatenate([[_LEVEL_RIDGE], np.full(width - 1, _OWN_RIDGE)])
-    ridge = np.concatenate([np.full(width, _SHARED_RIDGE), np.tile(own, len(order))])
-    found = _robust_ridge(design, np.log(ms / solo), ridge)
-    slowdowns = {}
-    for position, partition in enumerate(order):
-        mine = found[width * (position + 1) : width * (position + 2)]
-        members = [s for s, p in zip(samples, partitions, strict=True) if p == partition]
-        ranges = Ranges.of(Shape.of_samples(members))
-        shared = np.concatenate([[0.0], found[1:width]])
-        slowdowns[partition] = Slowdown(mine + shared, ranges)
-    return slowdowns
+    target = np.log(ms / alone)
+    mean = float(target.mean())
+    pull = np.linalg.solve(covariance, target - mean)
+    ranges = Ranges.of(shape)
+    return {
+        partition: Slowdown(
+            reach=reach,
+            anchors=at,
+            weights=pull * (_SHARED + _OWN * (owner == index)),
+            trend=_TREND * at.T @ pull,
+            level=mean + _LEVEL * float(pull[owner == index].sum()),
+            ranges=ranges,
+        )
+        for index, partition in enumerate(order)
+    }
 
 
 def partition_of(sample: Sample) -> Partition:
     """The partition that a co-run sample ran on."""
     assert sample.mode in ("split", "overlap")
     return (sample.mode, sample.prefill_sms, sample.decode_sms)
-
-
-def _robust_ridge(design: Floats, target: Floats, ridge: Floats) -> Floats:
-    """Ridge regression in which large residuals count linearly."""
-    weights = np.ones_like(target)
-    penalty = np.diag(np.sqrt(ridge) * 0.1)
-    found = np.zeros(design.shape[1])
-    for _ in range(_ROUNDS):
-        system = np.vstack([design * weights[:, None], penalty])
-        goal = np.concatenate([target * weights, np.zeros(len(ridge))])
-        found = np.linalg.lstsq(system, goal, rcond=None)[0]
-        residual = np.abs(design @ found - target)
-        weights = np.sqrt(np.minimum(1.0, _HUBER / np.maximum(residual, 1e-12)))
-    return np.asarray(found)

@@ -6,7 +6,7 @@ into lists.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, log, log1p
+from math import exp, log1p, log2
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from nexus.planner.curve import StepCurve
 from nexus.planner.fit import Ramp
 from nexus.planner.frontier import partition_in
 from nexus.planner.latency import LatencyModel
-from nexus.planner.sharing import Partition, Slowdown
+from nexus.planner.sharing import FEW_KV, Partition, Slowdown
 from nexus.planner.table import Mode
 
 Timer = Callable[[int, float, int, float], float]
@@ -98,44 +98,43 @@ class StepTimes:
 
     def _make_lane(self, partition: Partition) -> LaneTimes:
         model = self._model
-        prefill = timer(model.prefill_curve(partition))
-        decode = timer(model.decode_curve(partition))
+        prefill_alone = timer(model.prefill_curve(partition))
+        whole_prefill, whole_decode = self._prefill, self._decode
         slow_prefill = _factor(model.prefill_slowdown[partition])
         slow_decode = _factor(model.decode_slowdown[partition])
 
         def prefill_ms(chunk: int, context: float, batch: int, kv: float) -> float:
-            return prefill(chunk, context, 0, 0.0) * slow_prefill(chunk, context, batch, kv)
+            return whole_prefill(chunk, context, 0, 0.0) * slow_prefill(chunk, context, batch, kv)
 
         def decode_ms(chunk: int, context: float, batch: int, kv: float) -> float:
-            return decode(0, 0.0, batch, kv) * slow_decode(chunk, context, batch, kv)
+            return whole_decode(0, 0.0, batch, kv) * slow_decode(chunk, context, batch, kv)
 
-        return LaneTimes(prefill, prefill_ms, decode_ms)
+        return LaneTimes(prefill_alone, prefill_ms, decode_ms)
 
 
 def _factor(slowdown: Slowdown) -> Timer:
-    """``slowdown.predict`` for one step: its ``features`` and its clamping, spelled out."""
-    level, by_batch, by_context, by_chunk, by_before, by_batch2, by_both = (
-        float(value) for value in slowdown.coefficients
-    )
+    """``slowdown.predict`` for one step: its coordinates and its clamping, spelled out."""
     ranges = slowdown.ranges
     chunk_low, chunk_high = ranges.chunk
     batch_low, batch_high = ranges.decode_batch
     context_high, kv_high = ranges.prefill_context[1], ranges.kv_tokens[1]
+    reach_batch, reach_kv, reach_chunk, reach_before = slowdown.reach
+    anchors, trend, level = slowdown.anchors, slowdown.trend, slowdown.level
+    # exp(-|a - b|^2 / 2) = exp(a b) exp(-a^2 / 2) exp(-b^2 / 2)
+    norms = (anchors**2).sum(-1) / 2.0
+    weights = slowdown.weights
 
     def factor(chunk: int, context: float, batch: int, kv_tokens: float) -> float:
-        inside = min(max(chunk, chunk_low), chunk_high)
-        before = max(min(context, context_high), 0.0)
         running = min(max(batch, batch_low), batch_high)
-        b = log(running / 64.0)
-        c = log(max(min(kv_tokens, kv_high) / running, 16.0) / 1024.0)
-        return exp(
-            level
-            + by_batch * b
-            + by_context * c
-            + by_chunk * log(max(inside, 16.0) / 1024.0)
-            + by_before * log1p(before / 1024.0)
-            + by_batch2 * b * b / 4.0
-            + by_both * b * c
+        at = np.array(
+            [
+                log2(running) / reach_batch,
+                log2(min(kv_tokens, kv_high) + FEW_KV) / reach_kv,
+                log2(max(min(max(chunk, chunk_low), chunk_high), 16.0)) / reach_chunk,
+                log1p(max(min(context, context_high), 0.0) / 1024.0) / reach_before,
+            ]
         )
+        likeness = np.exp(anchors @ at - norms - at @ at / 2.0)
+        return exp(level + float(at @ trend + likeness @ weights))
 
     return factor
