@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nexus.profiles.schema import Engine, Sample, SampleMode
 
-HOLD_OUT = 4
+HOLD_OUT = 5
 HEADROOM = 512  # tokens that a sequence may grow by while it is measured, and rounding
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)

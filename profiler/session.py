@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus.errors import EngineError, MismatchError, UserError
+from nexus.profiler.clocks import other_clock
 from nexus.profiler.points import Limits, Point, core_points, gpu_points, kernel_points
 from nexus.profiles.schema import (
     Engine,
@@ -71,7 +72,18 @@ class Session:
             self._keep(sample)
             done += 1
             progress(done, len(points), sample)
+        self._measure_again(deadline)
         self._measure_kernels()
+
+    def _measure_again(self, deadline: float) -> None:
+        """Once more, each sample whose clock was not that of the samples around it."""
+        for sample in other_clock(self.profile.measured):
+            if time.monotonic() > deadline:
+                return
+            point = next(point for point in self.points() if point.key == sample.key)
+            again = Sample(**self._call("nexus_measure", asdict(point)))
+            if again.error is None:
+                self._keep(again)
 
     def _measure_kernels(self) -> None:
         """Kernel times by class; last, because CUPTI slows down what runs after it."""
@@ -135,7 +147,7 @@ def _start(model: str, options: Sequence[str], machine: Machine) -> Any:
         use_every_core()
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    arguments = parse_engine(model, with_defaults(options, on_cpu))
+    arguments = parse_engine(model, with_defaults(_with_room(options, on_cpu), on_cpu))
     if arguments.worker_extension_cls:
         raise EngineError("--worker-extension-cls is taken by the profiler")
     arguments.worker_extension_cls = WORKER_EXTENSION
@@ -145,6 +157,18 @@ def _start(model: str, options: Sequence[str], machine: Machine) -> Any:
     except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
         logging.getLogger("nexus").debug("vLLM did not start", exc_info=True)
         raise EngineError(f"vLLM: {one_line(error)}") from error
+
+
+def _with_room(options: Sequence[str], on_cpu: bool) -> list[str]:
+    """On a GPU: steps of a server's size, and memory left for the lane and its graphs."""
+    room = {
+        "--gpu-memory-utilization": "0.8",
+        "--max-num-batched-tokens": "8192",
+        "--max-num-seqs": "512",
+    }
+    given = {option.partition("=")[0] for option in options}
+    added = [] if on_cpu else [(name, value) for name, value in room.items() if name not in given]
+    return [*options, *(word for pair in added for word in pair)]
 
 
 def _only(kind: Any, facts: dict[str, Any], **more: str) -> Any:
