@@ -69,7 +69,7 @@ class QueuedSteps(StepDriver):
             self._queued.append(output)
 
 
-class GpuMeter:
+class Meter:
     """Measures points in one worker; holds the partitions, lanes and graphs they need."""
 
     def __init__(self, worker: Any) -> None:

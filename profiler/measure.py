@@ -15,7 +15,7 @@ MAX_REPEATS = 32
 POINT_SECONDS = 0.6
 
 
-class CoreMeter:
+class Meter:
     """Measures points on a CPU: solo and fused steps, on a number of cores."""
 
     def __init__(self, worker: Any) -> None:

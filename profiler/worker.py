@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 from nexus.errors import UserError
@@ -60,11 +61,9 @@ class ProfilerExtension:
 def _meter(worker: Any) -> Any:
     """The worker's meter, made at its first use."""
     if not hasattr(worker, "_nexus_meter"):
-        if worker.device.type == "cpu":
-            from nexus.profiler.measure import CoreMeter as Meter
-        else:
-            from nexus.profiler.gpu import GpuMeter as Meter
-        worker._nexus_meter = Meter(worker)
+        module = "measure" if worker.device.type == "cpu" else "gpu"
+        meter = import_module(f"nexus.profiler.{module}")  # each imports what it needs alone
+        worker._nexus_meter = meter.Meter(worker)
     return worker._nexus_meter
 
 

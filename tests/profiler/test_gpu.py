@@ -44,9 +44,9 @@ def llm(tiny_model: Path) -> Iterator[Any]:
 
 
 def _measure(worker: Any) -> tuple[list[Any], list[Any]]:
-    from nexus.profiler.gpu import GpuMeter
+    from nexus.profiler.gpu import Meter
 
-    meter = GpuMeter(worker)
+    meter = Meter(worker)
     if meter.contexts.total_sms != 132:
         pytest.skip("the points are an H200's")
     samples = [meter.measure(point) for point in POINTS]

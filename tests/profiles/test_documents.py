@@ -1,6 +1,7 @@
 """Profiles on disk: nothing is lost, and whatever is wrong is one line."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from nexus.profiles.schema import (
     Profile,
     Provenance,
     Sample,
+    SampleMode,
     held_in,
     read_profile,
     write_profile,
@@ -30,7 +32,7 @@ maybe_ms = st.none() | ms
 
 @st.composite
 def samples(draw: st.DrawFn, sms: int = 132) -> Sample:
-    mode = draw(st.sampled_from(["prefill", "decode", "fused", "split", "overlap"]))
+    mode: SampleMode = draw(st.sampled_from(get_args(SampleMode)))
     prefill, decode = mode != "decode", mode != "prefill"
     error = draw(st.none() | text)
     timed = error is None
