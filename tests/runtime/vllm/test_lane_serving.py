@@ -74,3 +74,152 @@ def test_same_tokens_as_stock_vllm(
             stock_tokens["tokens"] = generate(llm, wanted)
     with open_engine(lane_plan(modes), lane=True, enable_prefix_caching=caching) as llm:
         assert generate(llm, wanted) == stock_tokens["tokens"]
+
+
+def parts(llm: Any) -> tuple[Any, Any]:
+    """The engine's scheduler and the worker's lane driver, both in this process."""
+    core = llm.llm_engine.engine_core.engine_core
+    worker = core.model_executor.driver_worker
+    return core.scheduler, getattr(worker, "worker", worker)._nexus_driver
+
+
+def add(llm: Any, name: str, prompt: list[int], max_tokens: int = 4) -> None:
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+    llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
+
+
+def finish(llm: Any, steps: int = 20_000) -> dict[str, tuple[int, ...]]:
+    """Step to the end, delayed frees included; the tokens of every request that was not aborted."""
+    core, done = llm.llm_engine.engine_core.engine_core, {}
+    for _ in range(steps):
+        if not core.scheduler.has_requests():
+            return done
+        for output in llm.llm_engine.step():
+            if output.finished:
+                done[output.request_id] = tuple(output.outputs[0].token_ids)
+    raise AssertionError("requests hang")
+
+
+def assert_nothing_left(llm: Any) -> None:
+    scheduler, driver = parts(llm)
+    pool = scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # vLLM keeps a null block
+    assert not scheduler.requests
+    assert not driver.busy
+    admission = scheduler.connector.admission
+    assert (admission.queued, admission.backlog) == (0, 0)
+    assert not admission._requests
+    assert not admission._launched
+
+
+def counting_passes(driver: Any) -> list[int]:
+    """Filled with the tokens of every pass launched from here on."""
+    passes: list[int] = []
+    launch = driver._launcher.launch
+
+    def counted(mode: Any, rows: Any, **options: Any) -> Any:
+        passes.append(sum(len(row.tokens) for row in rows))
+        return launch(mode, rows, **options)
+
+    driver._launcher.launch = counted
+    return passes
+
+
+def test_prompts_really_go_through_the_lane(open_engine: Any, lane_plan: Any) -> None:
+    prompts = [[index + 3] * 400 for index in range(6)]
+    with open_engine(lane_plan((OVERLAP,)), lane=True, enable_prefix_caching=False) as llm:
+        passes = counting_passes(parts(llm)[1])
+        generate(llm, prompts)
+        assert sum(passes) == 6 * 399  # the last token of each runs in a step
+        assert max(passes) == OVERLAP.chunk
+        assert_nothing_left(llm)
+
+
+@pytest.mark.parametrize("caching", [True, False], ids=["prefix caching", "no prefix caching"])
+def test_same_tokens_when_a_tiny_kv_cache_forces_preemption(
+    open_engine: Any, lane_plan: Any, caching: bool
+) -> None:
+    wanted = [prompt[:300] for prompt in mixed_prompts(12, seed=3)]
+    with open_engine() as llm:
+        expected = generate(llm, wanted, max_tokens=150)
+    options = {"lane": True, "num_gpu_blocks_override": 17, "enable_prefix_caching": caching}
+    with open_engine(lane_plan((OVERLAP, SPLIT)), **options) as llm:
+        preempted: list[str] = []
+        scheduler, _ = parts(llm)
+        preempt = scheduler._preempt_request
+        scheduler._preempt_request = lambda request, *args, **kwargs: (
+            preempted.append(request.request_id),
+            preempt(request, *args, **kwargs),
+        )
+        assert generate(llm, wanted, max_tokens=150) == expected
+        assert preempted
+        assert_nothing_left(llm)
+
+
+def test_aborts_in_the_middle_of_a_lane_prefill(open_engine: Any, lane_plan: Any) -> None:
+    survivor = [*range(3, 503), *range(3, 203)]
+    with open_engine() as llm:
+        (expected,) = generate(llm, [survivor], max_tokens=4)
+    with open_engine(lane_plan((SPLIT,)), lane=True) as llm:
+        scheduler, driver = parts(llm)
+        for steps in range(6):
+            add(llm, "long", list(range(3, 503)))
+            add(llm, "survivor", survivor)
+            for _ in range(steps):
+                llm.llm_engine.step()
+            on_lane = any(name.startswith("long") for name in driver._queue._jobs)
+            llm.llm_engine.abort_request(["long"])
+            assert finish(llm) == {"survivor": expected}
+            assert on_lane is (steps > 0)
+            assert_nothing_left(llm)
+            scheduler.reset_prefix_cache()
+
+
+def test_a_failed_launch_puts_its_prompts_back_to_fused(open_engine: Any, lane_plan: Any) -> None:
+    import torch
+
+    wanted = mixed_prompts(20, seed=5)
+    with open_engine() as llm:
+        expected = generate(llm, wanted)
+    with open_engine(lane_plan((SPLIT,)), lane=True) as llm:
+        _, driver = parts(llm)
+        launch, failures = driver._launcher.launch, []
+
+        def failing(mode: Any, rows: Any, **options: Any) -> Any:
+            failures.append(len(failures) % 3 == 1)
+            if failures[-1]:
+                raise torch.OutOfMemoryError("no memory, says the test")
+            return launch(mode, rows, **options)
+
+        driver._launcher.launch = failing
+        assert generate(llm, wanted) == expected
+        assert sum(failures) > 2
+        assert_nothing_left(llm)
+
+
+def test_nothing_is_lost_when_a_fifth_is_aborted(open_engine: Any, lane_plan: Any) -> None:
+    generator = random.Random(11)
+    with open_engine(lane_plan((OVERLAP, FUSED, SPLIT)), lane=True, max_num_seqs=32) as llm:
+        aborted: set[str] = set()
+        done: dict[str, tuple[int, ...]] = {}
+        under_way: list[str] = []
+        for index in range(2000):
+            name = str(index)
+            length = generator.choice((5, 40, 90))
+            add(llm, name, [generator.randrange(3, 500) for _ in range(length)], max_tokens=2)
+            under_way.append(name)
+            if generator.random() < 0.2:
+                victim = under_way.pop(generator.randrange(len(under_way)))
+                if victim not in done:
+                    aborted.add(victim)
+                    llm.llm_engine.abort_request([victim])
+            if index % 12 == 11:
+                for output in llm.llm_engine.step():
+                    done[output.request_id] = tuple(output.outputs[0].token_ids)
+                under_way = under_way[-30:]
+        done |= finish(llm)
+        assert len(aborted) > 300
+        assert set(done) | aborted == set(map(str, range(2000)))
+        assert_nothing_left(llm)
