@@ -25,7 +25,7 @@ class LaneAdmission:
         """``order`` and ``aging_tokens_per_s`` rank the prompts, as in the waiting queue."""
         self._order = order
         self._aging = aging_tokens_per_s
-        self._mode = Mode("fused", 1)
+        self._mode = self._lane_mode = Mode("fused", 1)
         self._prompts: dict[str, LanePrompt] = {}
         self._requests: dict[str, Request] = {}
         self._launched: dict[str, int] = {}
@@ -33,6 +33,9 @@ class LaneAdmission:
         self._cancelled: list[str] = []
         self._fused_only: set[str] = set()
         self.disabled = False
+        self.failures = 0
+        self.launched_tokens = 0
+        self.sms: tuple[int, int] | None = None
 
     @property
     def open(self) -> bool:
@@ -49,9 +52,16 @@ class LaneAdmission:
         """Tokens on the lane that are not launched yet, as last reported."""
         return sum(map(self._left, self._prompts.values()))
 
+    @property
+    def in_force(self) -> Mode:
+        """The mode that the step runs in: a lane's last one until its passes are over."""
+        return self._mode if self.open or not self._prompts else self._lane_mode
+
     def set_mode(self, mode: Mode) -> None:
         """The step's mode, from the policy."""
         self._mode = mode
+        if mode.mode != "fused":
+            self._lane_mode = mode
 
     def suits(self, request: Request, tokens: int) -> bool:
         """Whether the lane may compute ``tokens`` of ``request``."""
@@ -117,6 +127,19 @@ class LaneAdmission:
         self._new, self._cancelled = [], []
         return step
 
+    def take_counts(self) -> tuple[int, int]:
+        """Prompts whose launch failed, and tokens launched, since the last call."""
+        counts = (self.failures, self.launched_tokens)
+        self.failures = self.launched_tokens = 0
+        return counts
+
+    def __str__(self) -> str:
+        """For the log: what is on the lane now."""
+        if self.disabled:
+            return "; prefill lane off"
+        sms = "" if self.sms is None else f", {self.sms[0]} + {self.sms[1]} SMs"
+        return f"; prefill lane: {self.queued} prompts, {self.backlog} tokens to launch{sms}"
+
     def reported(self, report: LaneReport | None, left: set[str]) -> set[str]:
         """Take the worker's report in; ``left`` are the requests that left the lane.
 
@@ -124,10 +147,14 @@ class LaneAdmission:
         the KV cache.
         """
         returned = set()
+        self.sms = None if report is None else report.sms
         if report is not None:
-            self._launched.update(report.launched)
+            for req_id, tokens in report.launched.items():
+                self.launched_tokens += tokens - self._launched.get(req_id, 0)
+                self._launched[req_id] = tokens
             self._fused_only |= report.failed
-            self.disabled = self.disabled or report.stuck
+            self.failures += len(report.failed)
+            self.disabled = self.disabled or bool(report.lost)
             for req_id, computed in report.returned.items():
                 self._requests[req_id].num_computed_tokens = computed
                 returned.add(req_id)

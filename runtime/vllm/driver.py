@@ -1,9 +1,10 @@
 """The worker's half of the prefill lane: launches passes and sees them end."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from vllm.logger import init_logger
 
 from nexus.planner.table import Mode
 from nexus.runtime.vllm.lane_queue import LaneQueue, Pass, Share
@@ -12,7 +13,7 @@ from nexus.runtime.vllm.rows import Row
 
 STUCK_AFTER_S = 30.0
 
-log = logging.getLogger("nexus")
+log = init_logger("vllm.nexus")  # below vLLM's own, whose handlers and level are the user's
 
 
 class Launcher(Protocol):
@@ -24,6 +25,10 @@ class Launcher(Protocol):
 
     def fence(self) -> Pass:
         """Over when everything launched so far is."""
+        ...
+
+    def sms(self, mode: Mode) -> tuple[int, int]:
+        """What prefill and decode have in ``mode``, as realized."""
         ...
 
 
@@ -48,6 +53,7 @@ class LaneDriver:
         self._failed: set[str] = set()
         self._launched: dict[str, int] = {}
         self._stuck = False
+        self._lost: set[str] = set()
         self._in_force: Mode | None = None
 
     @property
@@ -84,12 +90,12 @@ class LaneDriver:
             launched={k: v for k, v in self._launched.items() if k not in reaped.finished},
             returned=reaped.returned,
             failed=self._failed & reaped.finished,
-            stuck=self._stuck,
-            in_force=self._in_force,
+            lost=self._lost - reaped.finished,
+            sms=self._launcher.sms(self._in_force) if self._in_force else None,
         )
         self._failed -= reaped.finished
-        self._launched = {}
-        news = report.launched or reaped.finished or self._stuck or self._in_force
+        self._lost, self._launched = set(), {}
+        news = report.launched or reaped.finished or report.lost or report.sms
         return reaped.finished, report if news else None
 
     def _launch(self) -> None:
@@ -122,4 +128,5 @@ class LaneDriver:
             return
         log.error("prefill lane: no pass ended for %.0f s; serving fused from here on", idle_s)
         self._stuck = True
+        self._lost = self._queue.stranded()
         self._queue.withdraw()

@@ -132,6 +132,10 @@ class LaneQueue:
             job.returned = True
         self._waiting.clear()
 
+    def stranded(self) -> set[str]:
+        """Ids of the requests in passes under way."""
+        return {job.prompt.req_id for _, jobs in self._passes for job in jobs}
+
     def take(self, chunk: int) -> list[Share]:
         """The next pass: up to ``chunk`` tokens by rank; empty if none may be launched."""
         shares: list[Share] = []

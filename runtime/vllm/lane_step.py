@@ -26,15 +26,16 @@ class LaneReport(KVConnectorWorkerMetadata):
 
     ``launched``: of prompts on the lane, how many tokens were launched in all; ``returned``:
     of prompts that the lane gave up, how many tokens are in the KV cache; ``failed``: those
-    of them whose launch failed; ``stuck``: the lane makes no progress any more.
-    ``in_force``: the mode that the step ran in, None where the lane was idle.
+    of them whose launch failed; ``lost``: those in a pass that does not end, after which
+    nothing more runs on the lane. ``sms``: what prefill and decode had in the step, None
+    where the lane was idle.
     """
 
     launched: dict[str, int] = field(default_factory=dict)
     returned: dict[str, int] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
-    stuck: bool = False
-    in_force: Mode | None = None
+    lost: set[str] = field(default_factory=set)
+    sms: tuple[int, int] | None = None
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "LaneReport":
         """One worker has nothing to add up."""

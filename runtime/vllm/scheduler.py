@@ -7,11 +7,13 @@ take. While prompts go to the prefill lane, it sees only those waiting that the 
 room for. All of it is restored or recomputed at the next step.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
@@ -23,7 +25,11 @@ from nexus.planner.table import Mode, Row, Table, read_plan
 from nexus.runtime.policy import Policy, State
 from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
+from nexus.runtime.vllm.metrics import LaneStats
 from nexus.runtime.vllm.queue import ShortestPrefillFirstQueue, remaining_prefill
+from nexus.runtime.vllm.watch import Scheduled, StepWatch
+
+log = init_logger("vllm.nexus")
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,15 @@ class _Planned(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         context = ServeContext.of(self.vllm_config)
-        self.nexus_policy = Policy(Table(read_plan(context.table)))
+        plan = read_plan(context.table)
+        self.nexus_policy = Policy(Table(plan))
+        self._sms = plan.machine.sms
         self.nexus_decision: Decision | None = None
         self._lane = self.connector if isinstance(self.connector, LaneConnector) else None
         self._beside_lane = _chunk_beside_lane(self.nexus_policy.table)
+        self._watch = StepWatch()
+        if self._lane is not None:
+            self._lane.collect = self._stats
         self._most_tokens = self.max_num_scheduled_tokens
         self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
         self._spf = context.prefill_order == "spf"
@@ -73,7 +84,42 @@ class _Planned(Scheduler):
             # Decodes first: the budget holds all of them, and the chunk is what is left.
             self.running = [r for r in self.running if not r.is_prefill_chunk] + prefills
         with self._arranged(prefills, chunk):
-            return super().schedule(*args, **kwargs)
+            output = super().schedule(*args, **kwargs)
+        self._note(output, decode_batch)
+        return output
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM's, timed."""
+        now_s = time.monotonic()
+        warning, line = self._watch.ended(now_s), self._watch.line(now_s)
+        if warning is not None:
+            log.warning("nexus: %s", warning)
+        if line is not None:
+            log.info("nexus: %s%s", line, "" if self._lane is None else self._lane.admission)
+        return super().update_from_output(*args, **kwargs)
+
+    def _note(self, output: SchedulerOutput, decode_batch: int) -> None:
+        tokens = output.total_num_scheduled_tokens
+        if tokens == 0 or self.nexus_decision is None:
+            self._watch.scheduled(None)
+            return
+        decision = self.nexus_decision
+        mode = decision.mode if self._lane is None else self._lane.admission.in_force
+        self._watch.scheduled(Scheduled(mode, decision.row, decode_batch, tokens - decode_batch))
+
+    def _stats(self) -> LaneStats:
+        assert self._lane is not None
+        admission = self._lane.admission
+        failures, tokens = admission.take_counts()
+        prefill_sms, decode_sms = admission.sms or (self._sms, self._sms)
+        now = {
+            "lane_prompts": admission.queued,
+            "lane_waiting_tokens": admission.backlog,
+            "lane_up": int(not admission.disabled),
+            "prefill_sms": prefill_sms,
+            "decode_sms": decode_sms,
+        }
+        return LaneStats.of(self._watch.take(), failures, tokens, now)
 
     @contextmanager
     def _arranged(self, prefills: list[Request], chunk: int) -> Iterator[None]:
@@ -161,6 +207,9 @@ class _Planned(Scheduler):
         for req_id in self._lane.returned & self.finished_recving_kv_req_ids:
             self.failed_recving_kv_req_ids.add(req_id)
         self._lane.returned.clear()
+        # vLLM ends these with an error; their blocks stay theirs until the pass is over.
+        self.grammar_compile_error_reqs |= self._lane.lost
+        self._lane.lost.clear()
 
     @contextmanager
     def _shorter_prompts_pass(self, prefills: list[Request], chunk: int) -> Iterator[None]:

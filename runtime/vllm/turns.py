@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from typing_extensions import override
 
 from nexus.planner.table import Mode
@@ -36,6 +37,11 @@ class TakingTurns(Launcher):
     def launch(self, mode: Mode, rows: Sequence[Row], *, fresh_context: bool) -> Pass:
         """Run a pass to its end."""
         return self._lane.forward(rows)
+
+    @override
+    def sms(self, mode: Mode) -> tuple[int, int]:
+        """All cores, each in its turn."""
+        return torch.get_num_threads(), torch.get_num_threads()
 
     @override
     def fence(self) -> Pass:

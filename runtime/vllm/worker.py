@@ -1,10 +1,10 @@
 """vLLM's worker with a prefill lane beside its own steps."""
 
-import logging
 import time
 from typing import Any
 
 from vllm.distributed.kv_transfer import get_kv_transfer_group
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -20,7 +20,7 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as _Worker
 
-log = logging.getLogger("nexus")
+log = init_logger("vllm.nexus")
 
 
 class LaneWorker(_Worker):

@@ -92,7 +92,8 @@ def add(llm: Any, name: str, prompt: list[int], max_tokens: int = 4) -> None:
 
 def finish(llm: Any, steps: int = 20_000) -> dict[str, tuple[int, ...]]:
     """Step to the end, delayed frees included; the tokens of every request that was not aborted."""
-    core, done = llm.llm_engine.engine_core.engine_core, {}
+    core = llm.llm_engine.engine_core.engine_core
+    done: dict[str, tuple[int, ...]] = {}
     for _ in range(steps):
         if not core.scheduler.has_requests():
             return done
@@ -149,10 +150,12 @@ def test_same_tokens_when_a_tiny_kv_cache_forces_preemption(
         preempted: list[str] = []
         scheduler, _ = parts(llm)
         preempt = scheduler._preempt_request
-        scheduler._preempt_request = lambda request, *args, **kwargs: (
-            preempted.append(request.request_id),
-            preempt(request, *args, **kwargs),
-        )
+
+        def noted(request: Any, *args: Any, **kwargs: Any) -> None:
+            preempted.append(request.request_id)
+            preempt(request, *args, **kwargs)
+
+        scheduler._preempt_request = noted
         assert generate(llm, wanted, max_tokens=150) == expected
         assert preempted
         assert_nothing_left(llm)
@@ -185,7 +188,8 @@ def test_a_failed_launch_puts_its_prompts_back_to_fused(open_engine: Any, lane_p
         expected = generate(llm, wanted)
     with open_engine(lane_plan((SPLIT,)), lane=True) as llm:
         _, driver = parts(llm)
-        launch, failures = driver._launcher.launch, []
+        launch = driver._launcher.launch
+        failures: list[bool] = []
 
         def failing(mode: Any, rows: Any, **options: Any) -> Any:
             failures.append(len(failures) % 3 == 1)
