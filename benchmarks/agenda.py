@@ -104,8 +104,11 @@ def next_cell(
 ) -> tuple[float, int] | None:
     """The (rate, repeat) of a workload to measure next; None when the task is done there.
 
-    ``measured`` are this deployment's cells of the workload in their present setting.
+    ``measured`` are this deployment's cells of the workload in their present setting. The
+    search goes by first runs alone: repeats then show how sure the crossing is, and
+    cannot send it astray.
     """
+    first_runs = [cell for cell in measured if cell.key.repeat == 0]
     done = {(cell.key.rate, cell.key.repeat) for cell in measured}
     rates = wanted_rates(grid, burst_per_s)
     first = ((rate, 0) for rate in rates if (rate, 0) not in done)
@@ -114,11 +117,11 @@ def next_cell(
     objectives = task.deployment.objectives if grid.search else ()
     if "search" in task.stages and rates:
         for objective in objectives:
-            rate = next_rate(attained(measured, objective), sorted(rates)[len(rates) // 2])
+            rate = next_rate(attained(first_runs, objective), sorted(rates)[len(rates) // 2])
             if rate is not None:
                 return rate, 0
     if "repeats" in task.stages:
-        edges = [crossing(attained(measured, objective)) for objective in objectives]
+        edges = [crossing(attained(first_runs, objective)) for objective in objectives]
         again = [*rates, *(r for edge in edges for r in (edge.goodput, edge.above) if r)]
         for repeat in range(1, grid.repeats):
             for rate in again:

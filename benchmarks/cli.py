@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,9 @@ def bench(
     rest: Rest = None,
     profile: Annotated[
         Path | None, typer.Option(help="Plan from it, for each workload and bounds.")
+    ] = None,
+    plans: Annotated[
+        Path | None, typer.Option(help="Folder to keep the profile's plans in.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="One plan for all, in its place.")] = None,
     systems: Annotated[
@@ -45,6 +49,12 @@ def bench(
         "bench"
     ),
     raw: Annotated[bool, typer.Option("--raw", help="Keep vLLM's own result of each run.")] = False,
+    only_plans: Annotated[
+        bool, typer.Option("--only-plans", help="Fill --plans and stop; needs no GPU.")
+    ] = False,
+    only_page: Annotated[
+        Path | None, typer.Option(help="Draw the page of this file of results and stop.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Stock vLLM and Nexus, once, in minutes on a CPU.")
     ] = False,
@@ -56,10 +66,13 @@ def bench(
 
     Example: nexus bench ./SmolLM2-135M-Instruct --quick
     """
-    from nexus.benchmarks.command import Words, job_of, quick_job
+    from nexus.benchmarks.command import Words, job_of, make_plans, quick_job
     from nexus.benchmarks.page import write_page
     from nexus.benchmarks.run import bench
 
+    if only_page is not None:
+        typer.echo(f"wrote {write_page(only_page)}")
+        return
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     err = Console(stderr=True, highlight=False)
     model, options = _model_and_options(rest)
@@ -68,6 +81,7 @@ def bench(
         options=options,
         profile=profile,
         table=table,
+        plans=plans,
         systems=systems,
         workloads=workloads,
         rates=rates,
@@ -85,8 +99,12 @@ def bench(
 
     with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
         job = quick_job(words, Path(folder)) if quick else job_of(words, Path(folder))
+        if only_plans:
+            typer.echo(f"{make_plans(job)} plans in {plans}")
+            return
         results, whole = bench(job, Path(folder), say)
-    typer.echo(f"wrote {results} and {write_page(results)}")
+    drawn = f" and {write_page(results)}" if find_spec("plotly") else "; no plotly, so no page"
+    typer.echo(f"wrote {results}{drawn}")
     if not whole:
         raise typer.Exit(1)
 

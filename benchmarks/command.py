@@ -10,6 +10,7 @@ from nexus.benchmarks.agenda import Grid
 from nexus.benchmarks.job import Job
 from nexus.benchmarks.machine import Here, here, where_measured
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
+from nexus.benchmarks.plans import Plans, kinds_of
 from nexus.benchmarks.shapes import with_tokenizer
 from nexus.benchmarks.systems import systems_called
 from nexus.benchmarks.workloads import workload
@@ -32,6 +33,7 @@ class Words:
     options: tuple[str, ...] = ()
     profile: Path | None = None
     table: Path | None = None
+    plans: Path | None = None
     systems: str = ""
     workloads: str = ""
     rates: str = ""
@@ -77,6 +79,7 @@ def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
         output=words.output,
         max_model_len=_max_model_len(options),
         profile=profile,
+        plans=words.plans,
         plan=plan,
         duration_s=words.duration_s,
         minutes=words.minutes,
@@ -118,6 +121,17 @@ def quick_job(words: Words, folder: Path) -> Job:
         where,
     )
     return replace(job, warm_up=2)
+
+
+def make_plans(job: Job) -> int:
+    """Fill the job's folder of plans; how many were asked for. Raises UserError."""
+    if job.profile is None or job.plans is None:
+        raise UserError("--only-plans needs --profile and --plans")
+    kinds = kinds_of(job.grid)
+    plans = Plans(job.profile, job.max_model_len, kinds, job.plans)
+    for kind in kinds:
+        plans.get(kind)
+    return len(kinds)
 
 
 def shared_options(

@@ -14,7 +14,7 @@ class Job:
     """One call of ``nexus bench``.
 
     ``options`` go to every server. Plans are made from ``profile`` for each workload and
-    each pair of bounds, or ``plan`` serves them all. ``burst`` is how many requests at once
+    each pair of bounds (and kept in the folder ``plans``), or ``plan`` serves them all. ``burst`` is how many requests at once
     show what a workload's capacity is; ``minutes`` limits the whole call.
     """
 
@@ -25,6 +25,7 @@ class Job:
     output: Path
     max_model_len: int
     profile: Profile | None = None
+    plans: Path | None = None
     plan: Plan | None = None
     duration_s: float = 60.0
     burst: int = 128

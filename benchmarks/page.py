@@ -172,7 +172,7 @@ def _curves(
             x=rates, y=means, error_y=spread, name=system, mode="lines+markers", **_look(system)
         )
     if bound is not None:
-        figure.add_hline(y=bound, line={"color": "#555", "width": 1, "dash": "longdash"})
+        figure.add_hline(y=bound, line={"color": "#333", "width": 1.5, "dash": "longdash"})
     figure.update_yaxes(title=name, type="log" if log else "linear")
     if not log:
         figure.update_yaxes(range=[0, 102])

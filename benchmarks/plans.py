@@ -1,21 +1,23 @@
-"""The plan that each kind of sharing serves with, made by the planner from one profile."""
+"""The plan that each kind of sharing serves with, made by the planner from one profile.
+
+The planner's own libraries are imported only when something has to be planned: plans can
+be made on one machine and used on another that lacks them.
+"""
 
 import multiprocessing
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
-
+from nexus.benchmarks.agenda import Grid
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.systems import Sharing
 from nexus.benchmarks.workloads import lengths_of
 from nexus.errors import UserError
-from nexus.planner.choice import rows_of
-from nexus.planner.simulate import System
-from nexus.planner.solve import make_contest, make_plan
-from nexus.planner.table import Bounds, Plan
+from nexus.planner.table import Bounds, Plan, read_plan, write_plan
 from nexus.planner.workload import Lengths
 from nexus.profiles.schema import Profile, Provenance
 
@@ -30,14 +32,28 @@ class Plans:
     Nothing else runs meanwhile: a planner beside a server would show in its numbers.
     """
 
-    def __init__(self, profile: Profile, max_model_len: int, kinds: Iterable[Kind]) -> None:
-        """Makes them; one that cannot be made is an error only when it is asked for."""
-        wanted = list(dict.fromkeys(kinds))
-        workers = max(1, min(len(wanted), (os.cpu_count() or 2) // 2))
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, spawn) as pool:
-            tasks = {kind: pool.submit(_make, profile, max_model_len, kind) for kind in wanted}
-            self._made = {kind: task.result() for kind, task in tasks.items()}
+    def __init__(
+        self, profile: Profile, max_model_len: int, kinds: Iterable[Kind], folder: Path | None
+    ) -> None:
+        """Makes them; one that cannot be made is an error only when it is asked for.
+
+        What ``folder`` holds of this profile is taken from there, the rest is put there.
+        """
+        self._made: dict[Kind, Plan | UserError] = {}
+        for kind in kinds:
+            if folder is not None and (folder / _file(kind)).exists():
+                plan = read_plan(folder / _file(kind))
+                if plan.profile_hash == profile.hash:
+                    self._made[kind] = plan
+        missing = [kind for kind in dict.fromkeys(kinds) if kind not in self._made]
+        workers = max(1, min(len(missing), (os.cpu_count() or 2) // 2))
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            tasks = {kind: pool.submit(_make, profile, max_model_len, kind) for kind in missing}
+            self._made |= {kind: task.result() for kind, task in tasks.items()}
+        for kind in missing:
+            made = self._made[kind]
+            if folder is not None and not isinstance(made, UserError):
+                write_plan(folder / _file(kind), made)
 
     def get(self, kind: Kind) -> Plan:
         """The plan of that kind; raises the UserError that it failed with."""
@@ -45,6 +61,26 @@ class Plans:
         if isinstance(made, UserError):
             raise made
         return made
+
+
+def kinds_of(grid: Grid) -> list[Kind]:
+    """Every plan that the grid's systems serve with."""
+    sharings = dict.fromkeys(system.sharing for system in grid.systems)
+    return [
+        (sharing, objective, workload)
+        for sharing in sharings
+        for objective in grid.objectives
+        for workload in grid.workloads
+        if sharing is not None
+    ]
+
+
+def _file(kind: Kind) -> str:
+    sharing, objective, workload = kind
+    return (
+        "_".join(re.sub(r"\W+", "-", part) for part in (sharing, objective.name, workload))
+        + ".yaml"
+    )
 
 
 def _make(profile: Profile, max_model_len: int, kind: Kind) -> Plan | UserError:
@@ -72,12 +108,20 @@ def plan_for(sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Length
 
 
 def _planned(profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+    from nexus.planner.solve import make_plan
+
     # The same profile gives the same plan, to the hash: a resumed run finds its cells.
     created = profile.provenance.created
     return make_plan(profile, bounds, lengths, command=_COMMAND, created=created)
 
 
 def _static(sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+    import numpy as np
+
+    from nexus.planner.choice import rows_of
+    from nexus.planner.simulate import System
+    from nexus.planner.solve import make_contest
+
     provenance = Provenance(
         created=profile.provenance.created,
         command=_COMMAND,

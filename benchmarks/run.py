@@ -17,7 +17,7 @@ from nexus.benchmarks.client import RunError, TooSlowError, prepare, replay
 from nexus.benchmarks.job import Job
 from nexus.benchmarks.machine import Clock
 from nexus.benchmarks.metrics import Objective, summarize
-from nexus.benchmarks.plans import Plans
+from nexus.benchmarks.plans import Plans, kinds_of
 from nexus.benchmarks.results import SCHEMA, Cell, Key, PlanUsed, Setting, Store
 from nexus.benchmarks.server import Server
 from nexus.benchmarks.workloads import as_timed_trace, digest, requests_at
@@ -136,16 +136,9 @@ class Bench:
     def _plans(self, profile: Profile) -> Plans:
         """All of them, made when the first is needed."""
         if self._planned is None:
-            grid = self._job.grid
-            kinds = [
-                (system.sharing, objective, workload)
-                for system in grid.systems
-                for objective in grid.objectives
-                for workload in grid.workloads
-                if system.sharing is not None
-            ]
-            self._say(f"making {len(set(kinds))} plans")
-            self._planned = Plans(profile, self._job.max_model_len, kinds)
+            job, kinds = self._job, kinds_of(self._job.grid)
+            self._say(f"{len(kinds)} plans")
+            self._planned = Plans(profile, job.max_model_len, kinds, job.plans)
         return self._planned
 
     def _start(self, ready: _Ready, stack: ExitStack, workload: str) -> Server:

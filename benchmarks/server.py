@@ -87,7 +87,7 @@ class Server:
     def _complaint(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         told = [line.strip() for line in lines if "Error" in line or line.startswith("nexus: ")]
-        return (told or [line.strip() for line in lines if line.strip()] or ["no word"])[-1]
+        return told[-1] if told else "it did not say why"
 
 
 def _free_port() -> int:

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from nexus.benchmarks.agenda import Grid
+from nexus.benchmarks.metrics import Objective
+from nexus.benchmarks.plans import Plans, kinds_of
+from nexus.benchmarks.systems import systems_called
+from nexus.errors import UserError
+from nexus.profiles.schema import read_profile
+
+PROFILE = Path(__file__).parents[2] / "profiles" / "h200" / "llama-3.1-8b.yaml"
+
+
+def test_each_kind_of_sharing_has_its_plan(tmp_path: Path) -> None:
+    profile = read_profile(PROFILE)
+    systems = systems_called("vllm-default,nexus-fcfs-fused,nexus-spf-fused,nexus-spf-split")
+    grid = Grid(systems, ("random:1024:64",), (Objective.parse("1000/25"),))
+    kinds = kinds_of(grid)
+    assert [sharing for sharing, _, _ in kinds] == ["fused", "split"]
+    plans = Plans(profile, 4096, kinds, tmp_path)
+    fused, split = (plans.get(kind) for kind in kinds)
+    assert {mode.mode for mode in fused.modes.values()} == {"fused"}
+    assert [mode.mode for mode in split.modes.values()] == ["split"]
+    assert {plan.profile_hash for plan in (fused, split)} == {profile.hash}
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["fused_1000-25_random-1024-64.yaml", "split_1000-25_random-1024-64.yaml"]
+    again = Plans(profile, 4096, kinds, tmp_path)
+    assert [again.get(kind).hash for kind in kinds] == [fused.hash, split.hash]
+
+
+def test_a_plan_that_cannot_be_made_fails_when_asked_for() -> None:
+    kind = kinds_of(
+        Grid(systems_called("nexus-spf-plan"), ("random:512:64",), (Objective.parse("1/0.001"),))
+    )
+    plans = Plans(read_profile(PROFILE), 4096, kind, None)
+    with pytest.raises(UserError):
+        plans.get(kind[0])
