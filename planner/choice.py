@@ -22,11 +22,14 @@ class Rule:
 
     ``prices``: the one whose tokens are worth most at the capacity program's prices;
     modes within ``nearly`` of it compete by prefill speed. ``prefill``: the fastest prefill.
+    ``usual`` names a mode that is kept wherever it is worth ``nearly`` as much as the best,
+    and where nothing holds TBT: what changes less often can be better than what is best now.
     """
 
     by: Literal["prices", "prefill"]
     guard: float = 1.0
     nearly: float = 0.98
+    usual: str = ""
 
     def worth(self, problem: Problem, capacity: Capacity, seen: Outcomes, states: States) -> Floats:
         """What each mode is worth in each state, of shape (modes, states), at least 0.
@@ -59,7 +62,12 @@ def holds(outcomes: Outcomes, states: States, bounds: Bounds, guard: float) -> F
 
 
 def choose(
-    problem: Problem, outcomes: Outcomes, states: States, capacity: Capacity, rule: Rule
+    problem: Problem,
+    modes: list[Mode],
+    outcomes: Outcomes,
+    states: States,
+    capacity: Capacity,
+    rule: Rule,
 ) -> Ints:
     """The index of each state's mode, of shape (states,).
 
@@ -73,7 +81,12 @@ def choose(
     fastest = first_best(np.where(good, outcomes.prefill_per_s, -np.inf))
     empty = states.decode_batch == 0
     gentlest = first_best(-np.where(empty, outcomes.prefill_ms, outcomes.tbt_ms))
-    return np.where(held.any(axis=0), fastest, gentlest)
+    chosen = np.where(held.any(axis=0), fastest, gentlest)
+    usual = [index for index, mode in enumerate(modes) if mode.name == rule.usual]
+    if usual:
+        kept = good[usual[0]] | (~held.any(axis=0) & ~empty)
+        chosen = np.where(kept, usual[0], chosen)
+    return chosen
 
 
 def first_best(score: Floats) -> Ints:
@@ -96,7 +109,7 @@ def choose_rows(
     states = axes.states()
     ahead = with_backlog(states, axes)
     judged = problem.outcomes(modes, ahead)
-    chosen = choose(problem, judged, States.of(ahead), capacity, rule)
+    chosen = choose(problem, modes, judged, States.of(ahead), capacity, rule)
     return rows_of(problem, modes, states, chosen)
 
 

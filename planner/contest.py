@@ -1,6 +1,6 @@
 """Tables against every single mode and stock vLLM, played on the same requests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from nexus.planner.goodput import Arena
 from nexus.planner.partitions import best_partitions
 from nexus.planner.simulate import System
 from nexus.planner.table import Bounds, Mode, Plan, Table
+from nexus.planner.workload import Requests
 
 STOCK_CHUNKS = (512, 2048, 8192)  # what a tuned vLLM without Nexus is run with
 RULES = (
@@ -20,6 +21,7 @@ RULES = (
     Rule("prices", guard=0.9),
     Rule("prefill"),
 )
+AROUND = Rule("prices", nearly=0.7)
 
 _ENDLESS_MS = 1e9
 _BUSY_LOAD = 0.9  # of the fluid limit: where the states that the workload visits are seen
@@ -57,6 +59,10 @@ class Contest:
             return one.per_s > by * other.per_s
         return one.good > by * other.good
 
+    def with_requests(self, requests: Requests) -> "Contest":
+        """The same contest on other requests."""
+        return Contest(self.draft, replace(self.arena, requests=requests), self.fused, self.shared)
+
     def play(self, system: System, at_least: float = 0.0) -> Played:
         """Find the rate that ``system`` sustains, which is ``at_least`` what is given."""
         per_s = self.arena.goodput(system, at_least, self._highest(system))
@@ -80,6 +86,8 @@ class Contest:
         best = start
         for mode in sorted(self.modes, key=lambda one: -capacities[one.name]):
             system = System(mode.name, mode=mode)
+            if self._highest(system) <= best.per_s:
+                continue
             if self._is_much(best.per_s):
                 if self.arena.sustains(system, best.per_s):
                     best = self.play(system, best.per_s)
@@ -87,12 +95,20 @@ class Contest:
                 best = self.play(system)
         return best
 
-    def best_table(self, max_partitions: int) -> tuple[Played, Plan]:
-        """The best of the tables that ``RULES`` make, with few partitions."""
-        modes = [*self.fused, *self.kept(max_partitions)]
+    def best_table(self, max_partitions: int, fixed: Played) -> tuple[Played, Plan]:
+        """The best of the tables that ``RULES`` make, with few partitions.
+
+        ``fixed`` is the best single mode: some tables keep to it wherever it is good enough.
+        """
+        kept = self.kept(max_partitions)
+        single = fixed.system.mode
+        if single in self.shared and single not in kept and max_partitions:
+            kept = [*kept[: max_partitions - 1], single]
+        modes = [*self.fused, *kept]
         capacity = self.problem.capacity(modes)
         played: list[tuple[Played, Plan]] = []
-        for rule in RULES:
+        around = [replace(AROUND, usual=single.name)] if single in modes else []
+        for rule in (*RULES, *around):
             rows = choose_rows(self.problem, modes, self.draft.axes, capacity, rule)
             if any(rows == other.rows for _, other in played):
                 continue

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nexus.planner.fit import Floats, Ramp, fit, knots_of, ramp_columns, ramp_from, smooth_rows
+from nexus.planner.fit import (
+    Bools,
+    Floats,
+    Ramp,
+    fit,
+    knots_of,
+    ramp_columns,
+    ramp_from,
+    smooth_rows,
+)
 from nexus.planner.shape import Ranges, Shape
 from nexus.profiles.schema import Sample
 
@@ -30,21 +39,31 @@ class StepCurve:
     decode_context: float
     ranges: Ranges
 
-    def predict(self, shape: Shape) -> tuple[Floats, Floats]:
-        """Milliseconds, and 1.0 where ``shape`` had to be clamped; of the shape's shape."""
-        inside, clamped = self.ranges.clamp(shape)
-        has_prefill = inside.chunk > 0
-        ms = (
+    def predict(self, shape: Shape) -> tuple[Floats, Bools]:
+        """Milliseconds, and where ``shape`` is outside of what was measured.
+
+        A phase that is larger than measured is timed as if the rest of it ran in further
+        steps of the measured size: it is not assumed to use the device any better.
+        """
+        inside, excess = self.ranges.clamp(shape)
+        ms = self._inside(inside)
+        if np.any(excess.prefill > 0):
+            ms = ms + excess.prefill * self._inside(inside.only_prefill)
+        if np.any(excess.decode > 0):
+            ms = ms + excess.decode * self._inside(inside.only_decode)
+        return ms, self.ranges.outside(shape)
+
+    def _inside(self, shape: Shape) -> Floats:
+        return np.asarray(
             self.base_ms
-            + self.prefill_ms * has_prefill
-            + self.tokens(inside.chunk + inside.decode_batch)
-            + self.batch(inside.decode_batch)
-            + self.attention * inside.chunk * (inside.prefill_context + inside.chunk / 2)
-            + self.prefill_context * np.maximum(inside.prefill_context, 0.0)
-            + self.kv_tokens * inside.kv_tokens
-            + self.decode_context * inside.decode_context
+            + self.prefill_ms * (shape.chunk > 0)
+            + self.tokens(shape.chunk + shape.decode_batch)
+            + self.batch(shape.decode_batch)
+            + self.attention * shape.chunk * (shape.prefill_context + shape.chunk / 2)
+            + self.prefill_context * np.maximum(shape.prefill_context, 0.0)
+            + self.kv_tokens * shape.kv_tokens
+            + self.decode_context * shape.decode_context
         )
-        return ms, clamped
 
 
 def fit_curve(samples: Sequence[Sample], ms: Floats, weights: Floats, ranges: Ranges) -> StepCurve:

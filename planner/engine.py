@@ -7,9 +7,9 @@ beside decode steps.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
+from nexus.planner.sequence import Event, LanePass, Patience, Sequence
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Mode
 from nexus.profiles.schema import Engine
@@ -19,47 +19,6 @@ Chooser = Callable[[State], Mode]
 """Which mode to run in a state; ``Policy.decide`` without its prediction."""
 
 _FRONT = -1e12  # rank of a sequence that was put back: before all others
-
-
-@dataclass(slots=True)
-class Sequence:
-    """One request on its way through the engine; ``spans`` are its [first, last] steps."""
-
-    index: int
-    arrival_s: float
-    prompt: int
-    output: int
-    remaining: int
-    computed: int = 0
-    emitted: int = 0
-    rank: float = 0.0
-    joined: int = 0  # steps that were done when it began to decode
-    decoding: bool = False
-    put_back: bool = False
-    spans: list[tuple[int, int]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What ran when: one box of a trace; times in seconds."""
-
-    lane: str
-    name: str
-    start_s: float
-    end_s: float
-    chunk: int
-    decode_batch: int
-
-
-@dataclass(slots=True)
-class _LanePass:
-    """A prefill chunk on the lane, and the prompts that it completes."""
-
-    end_s: float
-    mode: Mode
-    chunk: int
-    context: float
-    completes: list[Sequence]
 
 
 class ImaginedEngine:
@@ -75,8 +34,10 @@ class ImaginedEngine:
         aging_tokens_per_s: float,
         stock: bool = False,
         record: bool = False,
+        patience: Patience | None = None,
     ) -> None:
         """``stock``: decodes count towards the chunk, as in vLLM's own token budget."""
+        self.patience, self._too_late = patience, 0
         self.times, self.limits, self.choose = times, limits, choose
         self.order, self.aging, self.stock = order, aging_tokens_per_s, stock
         self.events: list[Event] | None = [] if record else None
@@ -95,12 +56,14 @@ class ImaginedEngine:
         self._ready: list[Sequence] = []  # prefilled on the lane, first token still to come
         self._last_in: list[Sequence] = []
         self._finishing: dict[int, list[Sequence]] = {}
-        self._lane: _LanePass | None = None
+        self._lane: LanePass | None = None
 
-    def run(self, sequences: list[Sequence]) -> None:
-        """Serve them all."""
+    def run(self, sequences: list[Sequence]) -> bool:
+        """Serve them all; False when patience ran out before."""
         self._coming, self._next = sequences, 0
         while self._next < len(sequences) or self._busy():
+            if self.patience is not None and self._too_late > self.patience.most:
+                return False
             self._admit(self.now)
             if not self._busy():
                 self.now = sequences[self._next].arrival_s
@@ -116,6 +79,7 @@ class ImaginedEngine:
                 self._fused_step(mode)
             else:
                 self._lane_step(mode)
+        return True
 
     def _busy(self) -> bool:
         return bool(self._batch or self._waiting or self._partial or self._lane or self._ready)
@@ -189,7 +153,7 @@ class ImaginedEngine:
         else:
             ms = lane.prefill_alone(chunk, context, 0, 0.0)
         start_s = self.now if at_s is None else at_s
-        self._lane = _LanePass(start_s + ms / 1e3, mode, chunk, context, completes)
+        self._lane = LanePass(start_s + ms / 1e3, mode, chunk, context, completes)
         if self.events is not None:
             self._record("prefill", mode, start_s, self._lane.end_s, chunk)
 
@@ -263,6 +227,9 @@ class ImaginedEngine:
     def _join(self, sequence: Sequence, first_step: int) -> None:
         """Decode so that the end of ``first_step`` gives the sequence's next token."""
         self._in_flight -= 1
+        patience = self.patience
+        if patience is not None and not sequence.spans and sequence.index >= patience.since:
+            self._too_late += self.now - sequence.arrival_s > patience.ttft_s
         last_step = first_step + sequence.output - sequence.emitted - 1
         sequence.spans.append((first_step, last_step))
         sequence.joined = len(self.step_ends)

@@ -35,7 +35,7 @@ class States:
 class Outcomes:
     """What modes give in states; every array has shape (modes, states).
 
-    ``tbt_ms`` is 0 where nothing decodes; rates are tokens per second; ``clamped`` says
+    ``tbt_ms`` is 0 where nothing decodes; rates are tokens per second; ``outside`` says
     where the state lies outside of what was measured.
     """
 
@@ -43,7 +43,7 @@ class Outcomes:
     prefill_ms: Floats
     prefill_per_s: Floats
     decode_per_s: Floats
-    clamped: Bools
+    outside: Bools
 
 
 def fused_modes(profile: Profile) -> list[Mode]:
@@ -104,33 +104,36 @@ def _evaluate_one(
         limit = np.maximum(max_tokens - batch, 1.0)
         chunk = np.where(backlog > 0, np.clip(chunk, 1.0, limit), 0.0)
     shape = Shape.of(chunk, prompt_position - chunk / 2, batch, states.decode_context)
-    prefill_ms, decode_ms, clamped = mode_times(model, mode, shape)
+    prefill_ms, decode_ms, outside = mode_times(model, mode, shape)
     decodes, prefills = batch > 0, chunk > 0
     return (
         np.where(decodes, decode_ms, 0.0),
         np.where(prefills, prefill_ms, 0.0),
         1e3 * chunk / np.maximum(prefill_ms, 1e-6),
         1e3 * batch / np.maximum(decode_ms, 1e-6),
-        clamped > 0,
+        outside,
     )
 
 
-def mode_times(model: LatencyModel, mode: Mode, shape: Shape) -> tuple[Floats, Floats, Floats]:
-    """A prefill and a decode step's ms in ``mode``, and 1.0 where ``shape`` was clamped.
+def mode_times(model: LatencyModel, mode: Mode, shape: Shape) -> tuple[Floats, Floats, Bools]:
+    """A prefill and a decode step's ms in ``mode``, and where ``shape`` is outside what was
+    measured.
 
-    A decode step with no prefill beside it has the whole device in any mode.
+    A decode step with no prefill beside it has the whole device in any mode. The server's
+    overhead is part of a step on the decode lane; a lane's chunks are queued ahead of time.
     """
     partition = partition_in(mode, model.sms)
-    fused, clamped = model.fused_step(shape)
+    fused, outside = model.fused_step(shape)
+    more = np.where(shape.chunk > 0, model.overhead.prefill_ms, model.overhead.decode_ms)
     if partition is None:
-        return fused, fused, clamped
+        return fused + more, fused + more, outside
     both = (shape.chunk > 0) & (shape.decode_batch > 0)
-    prefill, decode, shared_clamped = model.together(partition, shape)
-    alone, alone_clamped = model.prefill_curve(partition).predict(shape)
+    prefill, decode, shared_outside = model.together(partition, shape)
+    alone, alone_outside = model.prefill_curve(partition).predict(shape)
     return (
         np.where(both, prefill, alone),
-        np.where(both, decode, fused),
-        np.where(both, shared_clamped, np.where(shape.chunk > 0, alone_clamped, clamped)),
+        np.where(both, decode, fused) + model.overhead.decode_ms,
+        np.where(both, shared_outside, np.where(shape.chunk > 0, alone_outside, outside)),
     )
 
 

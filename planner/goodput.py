@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from nexus.planner.simulate import Run, System, simulate
+from nexus.planner.sequence import Patience
+from nexus.planner.simulate import Run, System, simulate, simulate_while
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds
 from nexus.planner.workload import Requests
@@ -33,11 +34,20 @@ class Arena:
         The first ones meet an empty server and are left out.
         """
         good = self.play(system, per_s).good(self.bounds)
-        return float(good[int(_WARM_UP * len(good)) :].mean())
+        return float(good[self._warm_up :].mean())
+
+    @property
+    def _warm_up(self) -> int:
+        return int(_WARM_UP * len(self.requests.arrivals_s))
 
     def sustains(self, system: System, per_s: float) -> bool:
         """Whether enough requests meet both bounds at ``per_s``."""
-        return self.attainment(system, per_s) >= GOOD_SHARE
+        requests = self.requests.at_rate(per_s)
+        judged = len(requests.arrivals_s) - self._warm_up
+        most = int((1.0 - GOOD_SHARE) * judged)
+        patience = Patience(self.bounds.ttft_ms / 1e3, self._warm_up, most)
+        run = simulate_while(self.times, self.limits, requests, system, patience)
+        return run is not None and run.good(self.bounds)[self._warm_up :].mean() >= GOOD_SHARE
 
     def goodput(self, system: System, at_least: float, at_most: float) -> float:
         """The highest sustained rate between the two, by bisection.

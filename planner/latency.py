@@ -2,7 +2,7 @@
 
 Each phase at each measured SM count has its own curve, fused steps have one, and each
 measured partition has a slowdown for both phases. Nothing is interpolated between SM counts.
-A shape outside what was measured is clamped to it, and said to be.
+A shape outside what was measured is timed from its edge, and said to be outside.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 from nexus.errors import DocumentError
 from nexus.planner.curve import StepCurve, fit_curve
-from nexus.planner.fit import Floats
+from nexus.planner.fit import Bools, Floats
 from nexus.planner.shape import Ranges, Shape
 from nexus.planner.sharing import (
     DECODE_REACH,
@@ -31,6 +31,22 @@ _SOLO_WEIGHT = 0.2  # of a solo sample in the fit of fused steps, which are too 
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """What a server takes beyond the worker's step, which is what a profile times, in ms.
+
+    ``decode_ms`` for a step that only decodes, ``prefill_ms`` for one with prompt tokens.
+    """
+
+    decode_ms: float
+    prefill_ms: float
+
+
+# On a CPU a step takes so long that nothing else shows. On a GPU these bring the simulator to
+# what stock vLLM 0.26 servers of an 8B model were measured to do on an H200.
+OVERHEADS = {"cpu": Overhead(0.0, 0.0), "cuda": Overhead(0.4, 1.0)}
+
+
+@dataclass(frozen=True)
 class LatencyModel:
     """All curves of a profile: solo by SM count, fused on all SMs, slowdowns by partition."""
 
@@ -40,12 +56,13 @@ class LatencyModel:
     fused: StepCurve
     prefill_slowdown: dict[Partition, Slowdown]
     decode_slowdown: dict[Partition, Slowdown]
+    overhead: Overhead
 
-    def solo_prefill(self, sms: int, shape: Shape) -> tuple[Floats, Floats]:
+    def solo_prefill(self, sms: int, shape: Shape) -> tuple[Floats, Bools]:
         """Time of a prefill step alone on ``sms`` SMs, which must be measured."""
         return self.prefill[sms].predict(shape)
 
-    def solo_decode(self, sms: int, shape: Shape) -> tuple[Floats, Floats]:
+    def solo_decode(self, sms: int, shape: Shape) -> tuple[Floats, Bools]:
         """Time of a decode step alone on ``sms`` SMs, which must be measured."""
         return self.decode[sms].predict(shape)
 
@@ -53,25 +70,26 @@ class LatencyModel:
         """Prefill alone, on the measured SM count nearest to the partition's."""
         return self.prefill[min(self.prefill, key=lambda count: (abs(count - partition[1]), count))]
 
-    def together(self, partition: Partition, shape: Shape) -> tuple[Floats, Floats, Floats]:
+    def together(self, partition: Partition, shape: Shape) -> tuple[Floats, Floats, Bools]:
         """Times of a prefill step and of a decode step while both phases run.
 
-        Returns prefill ms, decode ms, and 1.0 where ``shape`` had to be clamped. The
+        Returns prefill ms, decode ms, and where ``shape`` is outside of what was
+        measured. The
         partition must be measured.
         """
         prefill = self.solo_prefill(self.sms, shape.only_prefill)
         decode = self.solo_decode(self.sms, shape.only_decode)
         prefill_factor = self.prefill_slowdown[partition].predict(shape)
         decode_factor = self.decode_slowdown[partition].predict(shape)
-        clamped = np.max([prefill[1], decode[1], prefill_factor[1], decode_factor[1]], axis=0)
-        return prefill[0] * prefill_factor[0], decode[0] * decode_factor[0], clamped
+        outside = prefill[1] | decode[1] | prefill_factor[1] | decode_factor[1]
+        return prefill[0] * prefill_factor[0], decode[0] * decode_factor[0], outside
 
     @property
     def partitions(self) -> list[Partition]:
         """Every partition that was measured with both phases running."""
         return sorted(self.prefill_slowdown)
 
-    def fused_step(self, shape: Shape) -> tuple[Floats, Floats]:
+    def fused_step(self, shape: Shape) -> tuple[Floats, Bools]:
         """Time of one batch on all SMs, whether it has both phases or only one."""
         fused = self.fused.predict(shape)
         prefill = self.solo_prefill(self.sms, shape)
@@ -110,6 +128,7 @@ def fit_model(profile: Profile) -> LatencyModel:
         fused=_fused_curve(fused, [*prefill[sms], *decode[sms]]),
         prefill_slowdown={},
         decode_slowdown={},
+        overhead=OVERHEADS[profile.machine.device],
     )
     return _with_sharing(solo, samples)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nexus.planner.fit import Floats
+from nexus.planner.fit import Bools, Floats
 from nexus.profiles.schema import Sample
 
 
@@ -83,25 +83,38 @@ class Ranges:
             _span(shape.kv_tokens[decode]),
         )
 
-    def clamp(self, shape: Shape) -> tuple[Shape, Floats]:
-        """``shape`` brought into the ranges, and where that changed it (1.0) or not (0.0).
+    def clamp(self, shape: Shape) -> tuple[Shape, "Excess"]:
+        """``shape`` brought into the ranges, and by how much it was too large.
 
         Below the smallest measured chunk or batch a step is timed as that one: small steps
-        cost what the smallest does. That and a shorter context are not counted as clamped.
+        cost what the smallest does. Contexts beyond the longest are timed as that one.
         """
         prefill, decode = shape.chunk > 0, shape.decode_batch > 0
         chunk = np.where(prefill, np.clip(shape.chunk, *self.chunk), 0.0)
         context = np.where(prefill, np.minimum(shape.prefill_context, self.prefill_context[1]), 0.0)
         batch = np.where(decode, np.clip(shape.decode_batch, *self.decode_batch), 0.0)
         kv = np.minimum(shape.kv_tokens, self.kv_tokens[1])
-        beyond = (
-            (shape.chunk > chunk)
-            | (prefill & (shape.prefill_context > context))
-            | (shape.decode_batch > batch)
-            | (shape.kv_tokens > kv)
+        longer = shape.chunk / np.maximum(chunk, 1.0)
+        wider = shape.decode_batch / np.maximum(batch, 1.0)
+        fuller = shape.kv_tokens / np.maximum(kv, 1.0)
+        excess = Excess(
+            np.maximum(longer - 1.0, 0.0), np.maximum(np.maximum(wider, fuller) - 1.0, 0.0)
         )
-        inside = Shape(chunk, context, batch, kv / np.maximum(batch, 1.0))
-        return inside, beyond.astype(np.float64)
+        return Shape(chunk, context, batch, kv / np.maximum(batch, 1.0)), excess
+
+    def outside(self, shape: Shape) -> Bools:
+        """Where ``shape`` is larger than anything measured."""
+        _, excess = self.clamp(shape)
+        further = (shape.chunk > 0) & (shape.prefill_context > self.prefill_context[1])
+        return (excess.prefill > 0) | (excess.decode > 0) | further
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How much more of each phase there is than was ever measured: 0.5 is half as much again."""
+
+    prefill: Floats
+    decode: Floats
 
 
 def _span(values: Floats) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from nexus.planner.fit import Floats
+from nexus.planner.fit import Bools, Floats
 from nexus.planner.shape import Ranges, Shape
 from nexus.profiles.schema import Sample
 
@@ -45,12 +45,13 @@ class Slowdown:
     level: float
     ranges: Ranges
 
-    def predict(self, shape: Shape) -> tuple[Floats, Floats]:
-        """The factor, and 1.0 where ``shape`` had to be clamped; of the shape's shape."""
-        inside, clamped = self.ranges.clamp(shape)
+    def predict(self, shape: Shape) -> tuple[Floats, Bools]:
+        """The factor, and where ``shape`` is outside of what was measured: as at the edge."""
+        inside, _ = self.ranges.clamp(shape)
         at = coordinates(inside, self.reach)
         likeness = _likeness(at, self.anchors)
-        return np.exp(self.level + at @ self.trend + likeness @ self.weights), clamped
+        factor = np.exp(self.level + at @ self.trend + likeness @ self.weights)
+        return np.asarray(factor), self.ranges.outside(shape)
 
 
 def coordinates(shape: Shape, reach: tuple[float, float, float, float]) -> Floats:
@@ -61,7 +62,7 @@ def coordinates(shape: Shape, reach: tuple[float, float, float, float]) -> Float
         np.log2(np.maximum(shape.chunk, 16.0)),
         np.log1p(np.maximum(shape.prefill_context, 0.0) / 1024.0),
     ]
-    return np.stack(columns, axis=-1) / np.array(reach)
+    return np.asarray(np.stack(columns, axis=-1) / np.array(reach))
 
 
 def _likeness(some: Floats, others: Floats) -> Floats:

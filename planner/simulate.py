@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nexus.planner.engine import Chooser, Event, ImaginedEngine, Sequence
+from nexus.planner.engine import Chooser, ImaginedEngine
 from nexus.planner.fit import Bools, Floats
+from nexus.planner.sequence import Event, Patience, Sequence
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Mode, Plan, Table
 from nexus.planner.workload import Requests
@@ -96,6 +97,20 @@ def simulate(
     times: StepTimes, limits: Engine, requests: Requests, system: System, record: bool = False
 ) -> Run:
     """Serve ``requests`` to the end; ``record`` keeps the events and states."""
+    run = simulate_while(times, limits, requests, system, None, record)
+    assert run is not None
+    return run
+
+
+def simulate_while(
+    times: StepTimes,
+    limits: Engine,
+    requests: Requests,
+    system: System,
+    patience: Patience | None,
+    record: bool = False,
+) -> Run | None:
+    """As ``simulate``; None when ``patience`` ran out."""
     engine = ImaginedEngine(
         times,
         limits,
@@ -104,6 +119,7 @@ def simulate(
         aging_tokens_per_s=system.aging_tokens_per_s,
         stock=system.stock,
         record=record,
+        patience=patience,
     )
     lengths = requests.lengths
     rows = zip(
@@ -113,7 +129,8 @@ def simulate(
         Sequence(index, arrival, prompt, output, remaining=prompt)
         for index, (arrival, prompt, output) in enumerate(rows)
     ]
-    engine.run(sequences)
+    if not engine.run(sequences):
+        return None
     return _outcome(engine, sequences, requests)
 
 

@@ -29,23 +29,26 @@ def timer(curve: StepCurve) -> Timer:
     context_high, kv_high = ranges.prefill_context[1], ranges.kv_tokens[1]
     tokens = _unrolled(curve.tokens, chunk_high + batch_high)
     batches = _unrolled(curve.batch, batch_high)
+    base = curve.base_ms
 
     def ms(chunk: int, context: float, batch: int, kv_tokens: float) -> float:
-        total = curve.base_ms
-        count = 0
+        prefill = decode = beyond = 0.0
+        inside = running = 0
         if chunk:
-            inside = min(max(chunk, chunk_low), chunk_high)
+            inside = int(min(max(chunk, chunk_low), chunk_high))
             before = min(context, context_high)
-            total += curve.prefill_ms + curve.attention * inside * (before + inside / 2)
-            total += curve.prefill_context * max(before, 0.0)
-            count += int(inside)
+            prefill = curve.prefill_ms + curve.attention * inside * (before + inside / 2)
+            prefill += curve.prefill_context * max(before, 0.0)
+            if chunk > inside:
+                beyond += (chunk / inside - 1.0) * (base + prefill + tokens[inside])
         if batch:
-            running = min(max(batch, batch_low), batch_high)
+            running = int(min(max(batch, batch_low), batch_high))
             kv = min(kv_tokens, kv_high)
-            total += curve.kv_tokens * kv + curve.decode_context * kv / running
-            total += batches[int(running)]
-            count += int(running)
-        return float(total + tokens[count])
+            decode = curve.kv_tokens * kv + curve.decode_context * kv / running + batches[running]
+            if batch > running or kv_tokens > kv:
+                excess = max(batch / running, kv_tokens / max(kv, 1.0)) - 1.0
+                beyond += excess * (base + decode + tokens[running])
+        return base + prefill + decode + tokens[inside + running] + beyond
 
     return ms
 
@@ -82,11 +85,12 @@ class StepTimes:
 
     def batch_ms(self, chunk: int, context: float, batch: int, kv_tokens: float) -> float:
         """One batch on the whole device, of either phase or both."""
+        overhead = self._model.overhead
         if not chunk:
-            return self._decode(0, 0.0, batch, kv_tokens)
+            return overhead.decode_ms + self._decode(0, 0.0, batch, kv_tokens)
         if not batch:
-            return self._prefill(chunk, context, 0, 0.0)
-        return self._fused(chunk, context, batch, kv_tokens)
+            return overhead.prefill_ms + self._prefill(chunk, context, 0, 0.0)
+        return overhead.prefill_ms + self._fused(chunk, context, batch, kv_tokens)
 
     def lane(self, mode: Mode) -> LaneTimes:
         """The timers of a split or overlap."""
@@ -100,6 +104,7 @@ class StepTimes:
         model = self._model
         prefill_alone = timer(model.prefill_curve(partition))
         whole_prefill, whole_decode = self._prefill, self._decode
+        overhead_ms = model.overhead.decode_ms
         slow_prefill = _factor(model.prefill_slowdown[partition])
         slow_decode = _factor(model.decode_slowdown[partition])
 
@@ -107,7 +112,8 @@ class StepTimes:
             return whole_prefill(chunk, context, 0, 0.0) * slow_prefill(chunk, context, batch, kv)
 
         def decode_ms(chunk: int, context: float, batch: int, kv: float) -> float:
-            return whole_decode(0, 0.0, batch, kv) * slow_decode(chunk, context, batch, kv)
+            alone = whole_decode(0, 0.0, batch, kv)
+            return overhead_ms + alone * slow_decode(chunk, context, batch, kv)
 
         return LaneTimes(prefill_alone, prefill_ms, decode_ms)
 
@@ -124,17 +130,26 @@ def _factor(slowdown: Slowdown) -> Timer:
     norms = (anchors**2).sum(-1) / 2.0
     weights = slowdown.weights
 
+    known: dict[tuple[int, int, int, int], float] = {}
+
     def factor(chunk: int, context: float, batch: int, kv_tokens: float) -> float:
         running = min(max(batch, batch_low), batch_high)
-        at = np.array(
-            [
-                log2(running) / reach_batch,
-                log2(min(kv_tokens, kv_high) + FEW_KV) / reach_kv,
-                log2(max(min(max(chunk, chunk_low), chunk_high), 16.0)) / reach_chunk,
-                log1p(max(min(context, context_high), 0.0) / 1024.0) / reach_before,
-            ]
-        )
-        likeness = np.exp(anchors @ at - norms - at @ at / 2.0)
-        return exp(level + float(at @ trend + likeness @ weights))
+        tokens = min(max(chunk, chunk_low), chunk_high)
+        before = max(min(context, context_high), 0.0)
+        kv = min(kv_tokens, kv_high)
+        # Steps that differ by less than this share one evaluation.
+        key = (int(tokens) >> 4, int(before) >> 7, int(running), int(kv) >> 10)
+        if key not in known:
+            at = np.array(
+                [
+                    log2(running) / reach_batch,
+                    log2(kv + FEW_KV) / reach_kv,
+                    log2(max(tokens, 16.0)) / reach_chunk,
+                    log1p(before / 1024.0) / reach_before,
+                ]
+            )
+            likeness = np.exp(anchors @ at - norms - at @ at / 2.0)
+            known[key] = exp(level + float(at @ trend + likeness @ weights))
+        return known[key]
 
     return factor

@@ -1,6 +1,6 @@
 """The plan in one paragraph of plain text."""
 
-from nexus.planner.table import Plan
+from nexus.planner.table import Plan, Prediction
 from nexus.profiles.schema import Profile
 
 _WORTH_SAYING = 0.02
@@ -20,6 +20,7 @@ def describe(plan: Plan, profile: Profile) -> str:
             _rates(plan),
             _sharing(plan, profile),
             _expectation(plan),
+            *_beyond(plan, profile),
         ]
     )
 
@@ -62,11 +63,7 @@ def _sharing(plan: Plan, profile: Profile) -> str:
     if plan.policy == "fixed":
         (mode,) = plan.modes
         return f"No table beats one mode for all loads here, so the plan is {mode} everywhere."
-    single = (
-        f" The best single mode, {said.best_fixed}, sustains {said.best_fixed_capacity_per_s:.3g}."
-        if said.best_fixed_capacity_per_s
-        else ""
-    )
+    single = _single(said)
     shared = {name for name, mode in plan.modes.items() if mode.mode != "fused"}
     if not shared:
         return _unshared(plan, profile) + single
@@ -79,6 +76,16 @@ def _sharing(plan: Plan, profile: Profile) -> str:
         f"Sharing ({', '.join(sorted(shared))}) pays in {len(paying) / len(rows):.0%} of the "
         f"states with both phases, at {batches[0]} to {batches[-1]} decoding sequences; "
         f"elsewhere one batch is better.{single}"
+    )
+
+
+def _single(said: Prediction) -> str:
+    if not said.best_fixed_capacity_per_s:
+        return ""
+    if said.best_fixed_capacity_per_s > said.capacity_per_s:
+        return f" The best single mode, {said.best_fixed}, does as well, within the scatter."
+    return (
+        f" The best single mode, {said.best_fixed}, sustains {said.best_fixed_capacity_per_s:.3g}."
     )
 
 
@@ -97,3 +104,18 @@ def _expectation(plan: Plan) -> str:
         f"(p95 {said.ttft_p95_ms:.0f}) and a TBT of {said.tbt_ms:.3g} ms (p95 "
         f"{said.tbt_p95_ms:.3g})."
     )
+
+
+def _beyond(plan: Plan, profile: Profile) -> list[str]:
+    """What the table covers and nobody measured."""
+    decodes = [sample for sample in profile.measured if sample.decode_batch]
+    batch = max(sample.decode_batch for sample in decodes)
+    kv = max(sample.decode_batch * sample.decode_context for sample in decodes)
+    beyond = [
+        f"{batch} sequences" if plan.axes.decode_batch[-1] > batch else "",
+        f"{kv:,} KV tokens" if plan.axes.kv_tokens[-1] > kv else "",
+    ]
+    named = " or ".join(part for part in beyond if part)
+    if not named:
+        return []
+    return [f"Beyond {named} nothing was measured, and steps are timed from that edge."]

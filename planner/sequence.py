@@ -1,0 +1,55 @@
+"""What the imagined engine moves around: requests, chunks on the lane, boxes of a trace."""
+
+from dataclasses import dataclass, field
+
+from nexus.planner.table import Mode
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One request on its way through the engine; ``spans`` are its [first, last] steps."""
+
+    index: int
+    arrival_s: float
+    prompt: int
+    output: int
+    remaining: int
+    computed: int = 0
+    emitted: int = 0
+    rank: float = 0.0
+    joined: int = 0  # steps that were done when it began to decode
+    decoding: bool = False
+    put_back: bool = False
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When to give up: more than ``most`` requests, from number ``since`` on, wait too long."""
+
+    ttft_s: float
+    since: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What ran when: one box of a trace; times in seconds."""
+
+    lane: str
+    name: str
+    start_s: float
+    end_s: float
+    chunk: int
+    decode_batch: int
+
+
+@dataclass(slots=True)
+class LanePass:
+    """A prefill chunk on the lane, and the prompts that it completes."""
+
+    end_s: float
+    mode: Mode
+    chunk: int
+    context: float
+    completes: list[Sequence]
