@@ -149,9 +149,9 @@ class LaneAdmission:
         returned = set()
         self.sms = None if report is None else report.sms
         if report is not None:
-            for req_id, tokens in report.launched.items():
-                self.launched_tokens += tokens - self._launched.get(req_id, 0)
-                self._launched[req_id] = tokens
+            self.launched_tokens += report.tokens
+            here = report.launched.keys() & self._prompts.keys()  # others left meanwhile
+            self._launched.update({req_id: report.launched[req_id] for req_id in here})
             self._fused_only |= report.failed
             self.failures += len(report.failed)
             self.disabled = self.disabled or bool(report.lost)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import override
+from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -102,6 +103,21 @@ class LaneConnector(KVConnectorBase_V1):
         self.returned |= self.admission.reported(report, left)
         if report is not None:
             self.lost |= report.lost
+
+    def look(self) -> KVConnectorOutput | None:
+        """What left the lane by now, if its driver is in this process.
+
+        Steps are queued ahead of their results, in which the news would come later.
+        """
+        if not has_kv_transfer_group():
+            return None
+        driver = getattr(get_kv_transfer_group(), "driver", None)
+        if driver is None or not driver.busy:
+            return None
+        left, report = driver.poll()
+        if not left:
+            return None
+        return KVConnectorOutput(finished_recving=left, kv_connector_worker_meta=report)
 
     @override
     def request_finished(

@@ -80,14 +80,24 @@ class LaneDriver:
 
         Launches at most one pass, so that steps and passes alternate on the host.
         """
+        return self._look(launch=True)
+
+    def poll(self) -> tuple[set[str], LaneReport | None]:
+        """As ``end_step``, between steps: launches nothing."""
+        return self._look(launch=False)
+
+    def _look(self, *, launch: bool) -> tuple[set[str], LaneReport | None]:
         under_way = self._queue.passes_under_way
         reaped = self._queue.reap()
         if self._queue.passes_under_way < under_way or under_way == 0:
             self._progress_s = self._clock()
-        self._watch()
-        self._launch()
+        tokens = 0
+        if launch:
+            self._watch()
+            tokens = self._launch()
         report = LaneReport(
             launched={k: v for k, v in self._launched.items() if k not in reaped.finished},
+            tokens=tokens,
             returned=reaped.returned,
             failed=self._failed & reaped.finished,
             lost=self._lost - reaped.finished,
@@ -98,22 +108,24 @@ class LaneDriver:
         news = report.launched or reaped.finished or report.lost or report.sms
         return reaped.finished, report if news else None
 
-    def _launch(self) -> None:
+    def _launch(self) -> int:
+        """Launch a pass if there is cause; its tokens."""
         if self._mode is None or self._stuck:
-            return
+            return 0
         shares = self._queue.take(min(self._mode.chunk, self._max_tokens))
         if not shares:
-            return
+            return 0
         try:
             fresh = any(s.job.launched == 0 and s.job.prompt.context > 0 for s in shares)
             rows = [share.row for share in shares]
             work = self._launcher.launch(self._mode, rows, fresh_context=fresh)
         except (RuntimeError, MemoryError) as error:
             self._fail(shares, error)
-            return
+            return 0
         self._queue.launched(shares, work)
         for share in shares:
             self._launched[share.job.prompt.req_id] = share.job.launched
+        return sum(share.tokens for share in shares)
 
     def _fail(self, shares: list[Share], error: Exception) -> None:
         names = ", ".join(share.job.prompt.req_id for share in shares)

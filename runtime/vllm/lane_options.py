@@ -45,5 +45,7 @@ def refuse_unservable(config: Any, plan: Plan) -> None:
     """Raise EngineError where vLLM's whole configuration leaves the lane no way to serve."""
     try:
         refuse_unsupported(config)
+        if plan.machine.device == "cuda" and not config.use_v2_model_runner:
+            raise EngineError("the prefill lane does not support vLLM's V1 model runner on a GPU")
     except EngineError as error:
         raise EngineError(f"{error} (the plan has {', '.join(lane_modes(plan))})") from None

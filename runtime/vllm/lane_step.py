@@ -24,7 +24,8 @@ class LaneStep(KVConnectorMetadata):
 class LaneReport(KVConnectorWorkerMetadata):
     """Worker to scheduler, since the last report.
 
-    ``launched``: of prompts on the lane, how many tokens were launched in all; ``returned``:
+    ``launched``: of prompts on the lane, how many tokens were launched in all; ``tokens``:
+    how many just now; ``returned``:
     of prompts that the lane gave up, how many tokens are in the KV cache; ``failed``: those
     of them whose launch failed; ``lost``: those in a pass that does not end, after which
     nothing more runs on the lane. ``sms``: what prefill and decode had in the step, None
@@ -32,6 +33,7 @@ class LaneReport(KVConnectorWorkerMetadata):
     """
 
     launched: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
     returned: dict[str, int] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)

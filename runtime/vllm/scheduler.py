@@ -68,6 +68,8 @@ class _Planned(Scheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """One step, as vLLM schedules it, within the plan's chunk."""
+        if self._lane is not None and (news := self._lane.look()) is not None:
+            self._update_from_kv_xfer_finished(news)
         prefills, kv_tokens = self._prefills_and_kv_tokens()
         decode_batch = len(self.running) - len(prefills)
         state = State(decode_batch, kv_tokens, self._backlog(prefills))
