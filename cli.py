@@ -1,22 +1,29 @@
 """The ``nexus`` command: parse, call, print; nothing else."""
 
 import json
-import os
-import shlex
 import sys
-import warnings
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nexus.benchmarks.cli import bench
-from nexus.errors import NexusError, UserError
+from nexus.errors import NexusError
+from nexus.planner.cli import plan, report, simulate
+from nexus.terminal import (
+    PASS_ON,
+    Rest,
+    assume,
+    command_line,
+    demo_model,
+    err,
+    model_and_options,
+    now,
+    quieten,
+)
 
 app = typer.Typer(
     name="nexus",
@@ -28,13 +35,6 @@ app = typer.Typer(
 )
 # typer carries a click of its own; this is that click's UsageError.
 USAGE_ERROR: Any = typer.BadParameter.__base__
-err = Console(stderr=True, highlight=False)
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(context_settings=PASS_ON)(bench)
-Rest = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="MODEL] [VLLM OPTION", help="A folder or hub id, then options."),
-]
 
 
 class PrefillOrder(StrEnum):
@@ -42,13 +42,6 @@ class PrefillOrder(StrEnum):
 
     spf = "spf"
     fcfs = "fcfs"
-
-
-class PlanPolicy(StrEnum):
-    """Who decides the table."""
-
-    nexus = "nexus"
-    paper = "nexus-paper"
 
 
 @app.command()
@@ -94,40 +87,20 @@ def profile(
 
     Example: nexus profile ./SmolLM2-135M-Instruct -o profile.yaml --enforce-eager
     """
-    _quieten(verbose)
-    model, options = _model_and_options(rest)
-    model = model or _demo_model()
+    quieten(verbose=verbose)
+    model, options = model_and_options(rest)
+    model = model or demo_model()
     from nexus.profiler.session import open_session
 
     with (
         err.status("starting vLLM") as status,
-        open_session(model, options, output, _command(), _now(), fresh=force) as session,
+        open_session(model, options, output, command_line(), now(), fresh=force) as session,
     ):
         status.stop()
         _measure(session, minutes, output)
 
 
-@app.command()
-def plan(
-    profile: Annotated[
-        Path | None, typer.Argument(help="A profile; else ./profile.yaml, else this GPU's own.")
-    ] = None,
-    ttft_ms: Annotated[float, typer.Option(help="Bound on time to first token.", min=0.001)] = 2000,
-    tbt_ms: Annotated[float, typer.Option(help="Bound on time between tokens.", min=0.001)] = 200,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
-        "plan.yaml"
-    ),
-    check: Annotated[
-        bool, typer.Option("--check", help="Print the latency model's errors, no plan.")
-    ] = False,
-) -> None:
-    """Turn a profile into the table that serves best under the bounds. Needs no GPU.
-
-    Exit code 3 when nothing meets the bounds.
-
-    Example: nexus plan profile.yaml --ttft-ms 1000 --tbt-ms 25 -o plan.yaml
-    """
-    _plan(profile, ttft_ms, tbt_ms, output, check)
+app.command()(plan)
 
 
 @app.command(context_settings=PASS_ON)
@@ -152,23 +125,28 @@ def serve(
 
     Example: nexus serve ./SmolLM2-135M-Instruct --table plan.yaml --port 8000
     """
-    _quieten(verbose=True)
-    model, options = _model_and_options(rest)
+    quieten(verbose=True)
+    model, options = model_and_options(rest)
     from nexus.runtime.vllm.server import serve as run
 
     if model is None and table is not None:
         from nexus.planner.table import read_plan
 
         model = read_plan(table).model.name
-        _assume(f"model {model} (the plan's)")
+        assume(f"model {model} (the plan's)")
     run(
-        model or _demo_model(),
+        model or demo_model(),
         options,
         table,
         prefill_order.value,
         prefill_aging_tokens_per_s,
         force,
     )
+
+
+app.command()(simulate)
+app.command()(report)
+app.command(context_settings=PASS_ON)(bench)
 
 
 def main() -> None:
@@ -187,27 +165,6 @@ def main() -> None:
 def _die(message: str, exit_code: int) -> None:
     typer.echo(f"nexus: {' '.join(message.split())}", err=True)
     sys.exit(exit_code)
-
-
-def _plan(profile: Path | None, ttft_ms: float, tbt_ms: float, output: Path, check: bool) -> None:
-    from nexus.planner.latency import check as check_latency
-    from nexus.planner.solve import make_plan
-    from nexus.planner.table import Bounds, write_plan
-    from nexus.planner.verdict import describe
-    from nexus.profiles.schema import read_profile
-
-    path = profile or _profile_here()
-    measured = read_profile(path)
-    if check:
-        for line in check_latency(measured):
-            typer.echo(line)
-        return
-    made = make_plan(
-        measured, Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms), command=_command(), created=_now()
-    )
-    write_plan(output, made)
-    typer.echo(describe(made, measured))
-    typer.echo(f"wrote {output}: {len(made.rows)} states, modes {', '.join(made.modes)}")
 
 
 def _measure(session: Any, minutes: float, output: Path) -> None:
@@ -246,54 +203,6 @@ def _point(sample: Any) -> str:
     if sample.decode_batch:
         parts.append(f"{sample.decode_batch} decodes at {sample.decode_context}")
     return ", ".join(parts)
-
-
-def _model_and_options(rest: list[str] | None) -> tuple[str | None, list[str]]:
-    """The model, if the first word is one, and the options meant for vLLM."""
-    words = list(rest or [])
-    if words and not words[0].startswith("-"):
-        return words[0], words[1:]
-    return None, words
-
-
-def _demo_model() -> str:
-    from nexus.demo.model import ensure_demo_model
-
-    model = str(ensure_demo_model())
-    _assume(f"model {model} (the demo's)")
-    return model
-
-
-def _profile_here() -> Path:
-    here = Path("profile.yaml")
-    if here.exists():
-        _assume(f"profile {here}")
-        return here
-    from nexus.profiles.shipped import profile_of_this_machine
-
-    found = profile_of_this_machine()
-    if found is None:
-        raise UserError("no profile given, no ./profile.yaml, none shipped for this machine")
-    _assume(f"profile {found} (shipped)")
-    return found
-
-
-def _assume(what: str) -> None:
-    err.print(f"assuming {escape(what)}")
-
-
-def _quieten(verbose: bool) -> None:
-    if not verbose:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def _command() -> str:
-    return shlex.join(["nexus", *sys.argv[1:]])
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,13 @@
 """The ``nexus bench`` command: parse, call, print."""
 
-import os
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-Rest = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="MODEL] [VLLM OPTION", help="A folder or hub id, then options."),
-]
+from nexus.terminal import Rest, demo_model, err, model_and_options, quieten
 
 
 def bench(
@@ -73,12 +68,11 @@ def bench(
     if only_page is not None:
         typer.echo(f"wrote {write_page(only_page)}")
         return
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    err = Console(stderr=True, highlight=False)
-    model, options = _model_and_options(rest)
+    quieten(verbose=False)
+    model, options = model_and_options(rest)
     words = Words(
-        model=model,
-        options=options,
+        model=model or demo_model(),
+        options=tuple(options),
         profile=profile,
         table=table,
         plans=plans,
@@ -107,12 +101,3 @@ def bench(
     typer.echo(f"wrote {results}{drawn}")
     if not whole:
         raise typer.Exit(1)
-
-
-def _model_and_options(rest: list[str] | None) -> tuple[str, tuple[str, ...]]:
-    words = list(rest or [])
-    if words and not words[0].startswith("-"):
-        return words[0], tuple(words[1:])
-    from nexus.demo.model import ensure_demo_model
-
-    return str(ensure_demo_model()), tuple(words)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("doctor", "profile", "plan", "serve")
+COMMANDS = ("doctor", "profile", "plan", "serve", "simulate", "report", "bench")
 
 
 def nexus(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

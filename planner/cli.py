@@ -1,0 +1,207 @@
+"""The commands that need no GPU: ``nexus plan``, ``nexus simulate``, ``nexus report``."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexus.errors import UserError
+from nexus.planner.table import Bounds, Plan, Workload, read_plan, write_plan
+from nexus.planner.workload import Lengths, Requests, lengths_of, read_trace
+from nexus.profiles.documents import write_atomically
+from nexus.profiles.schema import read_profile
+from nexus.profiles.shipped import shipped_profiles
+from nexus.runtime.policy import PrefillOrder
+from nexus.terminal import assume, command_line, err, now, profile_here
+
+Trace = Annotated[
+    Path | None, typer.Option(help="Requests: a CSV of times, prompt and output lengths.")
+]
+InputTokens = Annotated[float | None, typer.Option(help="Mean prompt, if no trace.", min=1)]
+OutputTokens = Annotated[float | None, typer.Option(help="Mean output, if no trace.", min=1)]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option("--profile", help="What the plan was made from; else as `nexus plan`."),
+]
+PlanArgument = Annotated[Path, typer.Argument(help="A plan.")]
+
+
+class Policy(StrEnum):
+    """Who decides the table."""
+
+    nexus = "nexus"
+    paper = "nexus-paper"
+    fixed = "fixed"
+
+
+class Export(StrEnum):
+    """Which other server's configuration to write."""
+
+    pdmux = "sglang-pdmux"
+
+
+class Order(StrEnum):
+    """How waiting prompts are ordered."""
+
+    spf = "spf"
+    fcfs = "fcfs"
+
+
+def plan(
+    profile: Annotated[
+        Path | None, typer.Argument(help="A profile; else ./profile.yaml, else this GPU's own.")
+    ] = None,
+    ttft_ms: Annotated[float, typer.Option(help="Bound on time to first token.", min=0.001)] = 2000,
+    tbt_ms: Annotated[float, typer.Option(help="Bound on time between tokens.", min=0.001)] = 200,
+    trace: Trace = None,
+    input_tokens: InputTokens = None,
+    output_tokens: OutputTokens = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests/s at which to predict TTFT and TBT.", min=0.001)
+    ] = None,
+    policy: Annotated[
+        Policy, typer.Option(help="Nexus's, the paper's, or the best single mode.")
+    ] = Policy.nexus,
+    max_partitions: Annotated[
+        int, typer.Option(help="SM partitions to keep; each costs memory.", min=0, max=16)
+    ] = 4,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
+        "plan.yaml"
+    ),
+    export: Annotated[
+        Export | None, typer.Option(help="Write this server's configuration instead.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Print the model's errors, no plan.")] = (
+        False
+    ),
+) -> None:
+    """Turn a profile into the table that serves best under the bounds. Needs no GPU.
+
+    Exit code 3 when nothing meets the bounds.
+
+    Example: nexus plan profile.yaml --ttft-ms 1000 --tbt-ms 25 --trace azure_conv.csv
+    """
+    from nexus.planner.latency import check as errors_of
+    from nexus.planner.solve import ASSUMED, make_plan
+    from nexus.planner.verdict import describe
+
+    measured = read_profile(profile or profile_here())
+    if check:
+        for line in errors_of(measured):
+            typer.echo(line)
+        return
+    workload = _workload(trace, input_tokens, output_tokens) or ASSUMED
+    with err.status("planning"):
+        made = make_plan(
+            measured,
+            Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms),
+            workload,
+            policy=policy.value,
+            max_partitions=max_partitions,
+            rate=rate,
+            command=command_line(),
+            created=now(),
+        )
+    if export is not None:
+        from nexus.planner.export import export_pdmux
+
+        target = Path("pdmux.yaml") if output == Path("plan.yaml") else output
+        write_atomically(target, export_pdmux(made))
+        typer.echo(f"wrote {target}")
+        return
+    write_plan(output, made)
+    typer.echo(describe(made, measured))
+    typer.echo(f"wrote {output}: {len(made.rows)} states, modes {', '.join(made.modes)}")
+
+
+def simulate(
+    plan: PlanArgument = Path("plan.yaml"),
+    profile: ProfileOption = None,
+    trace: Trace = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests/s; else the trace's own, or 80 % of capacity.")
+    ] = None,
+    num_requests: Annotated[int, typer.Option(help="How many.", min=1)] = 10_000,
+    prefill_order: Annotated[Order, typer.Option(help="As in `nexus serve`.")] = Order.spf,
+    stock: Annotated[
+        list[int] | None, typer.Option(help="Also stock vLLM with this chunk; repeatable.")
+    ] = None,
+    curve: Annotated[bool, typer.Option(help="Attainment at rates around capacity.")] = True,
+    chrome_trace: Annotated[
+        Path | None, typer.Option(help="Write the plan's run as a Chrome trace.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Use another profile.")] = False,
+) -> None:
+    """Serve requests with a plan in virtual time, by the policy that serves for real.
+
+    Example: nexus simulate plan.yaml --trace azure_conv.csv --rate 16 --stock 8192
+    """
+    from nexus.planner.chrome import chrome_trace as trace_of
+    from nexus.planner.replay import plan_system, replay, stock_system
+
+    order: PrefillOrder = prefill_order.value
+    table = read_plan(plan)
+    with err.status("simulating"):
+        runs = replay(
+            read_profile(profile or _profile_of(table)),
+            table,
+            _workload(trace, None, None) or lengths_of(table.workload),
+            rate,
+            systems=(plan_system(table, order), *map(stock_system, stock or ())),
+            num_requests=num_requests,
+            curve=curve,
+            record=chrome_trace is not None,
+            force=force,
+        )
+    for run in runs:
+        for line in run.lines():
+            typer.echo(line)
+    if chrome_trace is not None:
+        write_atomically(chrome_trace, trace_of(runs[0].run, runs[0].system))
+        typer.echo(f"wrote {chrome_trace}")
+
+
+def report(
+    plan: PlanArgument = Path("plan.yaml"),
+    profile: ProfileOption = None,
+    trace: Trace = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Draw a plan and its profile as one page that stands alone.
+
+    Example: nexus report plan.yaml -o report.html
+    """
+    from nexus.planner.report import write_report
+
+    table = read_plan(plan)
+    measured = read_profile(profile or _profile_of(table))
+    with err.status("drawing"):
+        write_report(output, table, measured, _workload(trace, None, None))
+    typer.echo(f"wrote {output}")
+
+
+def _profile_of(plan: Plan) -> Path:
+    """The profile that ``plan`` was made from: here, or shipped; else as `nexus plan`."""
+    here = Path("profile.yaml")
+    for path in (*([here] if here.exists() else []), *shipped_profiles()):
+        if read_profile(path).hash == plan.profile_hash:
+            assume(f"profile {path}")
+            return path
+    return profile_here()
+
+
+def _workload(
+    trace: Path | None, input_tokens: float | None, output_tokens: float | None
+) -> Lengths | Requests | None:
+    if trace is not None:
+        if input_tokens or output_tokens:
+            raise UserError("--trace brings its own lengths: leave out the mean ones")
+        return read_trace(trace)
+    if (input_tokens is None) != (output_tokens is None):
+        raise UserError("--input-tokens and --output-tokens go together")
+    if input_tokens is None or output_tokens is None:
+        return None
+    return lengths_of(Workload("given means", input_tokens, output_tokens))

@@ -1,0 +1,78 @@
+"""What the commands share: words on the terminal, and the command line itself."""
+
+import os
+import shlex
+import sys
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from nexus.errors import UserError
+
+err = Console(stderr=True, highlight=False)
+
+# For commands that hand what they do not know on to vLLM.
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MODEL] [VLLM OPTION", help="A folder or hub id, then options."),
+]
+
+
+def model_and_options(rest: list[str] | None) -> tuple[str | None, list[str]]:
+    """The model, if the first word is one, and the options meant for vLLM."""
+    words = list(rest or [])
+    if words and not words[0].startswith("-"):
+        return words[0], words[1:]
+    return None, words
+
+
+def demo_model() -> str:
+    """The demo's model, said to be assumed."""
+    from nexus.demo.model import ensure_demo_model
+
+    model = str(ensure_demo_model())
+    assume(f"model {model} (the demo's)")
+    return model
+
+
+def profile_here() -> Path:
+    """``profile.yaml`` in this folder, else a shipped profile of this machine."""
+    here = Path("profile.yaml")
+    if here.exists():
+        assume(f"profile {here}")
+        return here
+    from nexus.profiles.shipped import profile_of_this_machine
+
+    found = profile_of_this_machine()
+    if found is None:
+        raise UserError("no profile given, no ./profile.yaml, none shipped for this machine")
+    assume(f"profile {found} (shipped)")
+    return found
+
+
+def assume(what: str) -> None:
+    """Say in one line what was taken for granted."""
+    err.print(f"assuming {escape(what)}", soft_wrap=True)
+
+
+def quieten(*, verbose: bool) -> None:
+    """Keep vLLM's log to errors unless ``verbose``, and others' deprecations to themselves."""
+    if not verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def command_line() -> str:
+    """This process's command, for a document's provenance."""
+    return shlex.join(["nexus", *sys.argv[1:]])
+
+
+def now() -> str:
+    """The time, for a document's provenance."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
