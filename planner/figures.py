@@ -199,4 +199,4 @@ def mode_label(mode: Mode) -> str:
         return f"{mode.chunk}"
     if mode.mode == "overlap":
         return f"o{mode.prefill_sms}"
-    return f"{mode.prefill_sms}|{mode.decode_sms}"
+    return f"s{mode.prefill_sms}"

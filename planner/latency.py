@@ -185,7 +185,9 @@ def _part_curve(samples: list[Sample], whole: StepCurve, others: list[Sample]) -
 
 
 def _fused_curve(fused: list[Sample], solo: list[Sample]) -> StepCurve:
-    samples = [*fused, *solo]
+    # Prompts alone that are shorter than fused ones were timed without CUDA graphs.
+    longest = max(sample.chunk for sample in fused)
+    samples = [*fused, *(sample for sample in solo if not 0 < sample.chunk < longest)]
     ms = np.array([sample_ms(sample) for sample in samples])
     weights = np.where(np.arange(len(ms)) < len(fused), 1.0, _SOLO_WEIGHT)
     # The terms of both phases add up, so a fused step is known wherever either phase is.

@@ -17,7 +17,7 @@ _LIGHT = {"fused": (0.02, 0.3), "split": (0.45, 0.65), "overlap": (0.8, 1.0)}
 def table_figure(plan: Plan) -> go.Figure:
     """Each state's mode with a long backlog: decode batch across, KV tokens up.
 
-    Light cells are one batch, with the chunk in tokens; darker ones split (prefill|decode
+    Light cells are one batch, with the chunk in tokens; darker ones split (s and prefill
     SMs) or overlap (o and prefill SMs).
     """
     table, backlog = Table(plan), plan.axes.prefill_backlog[-1]

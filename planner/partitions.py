@@ -25,20 +25,12 @@ def best_partitions(gain: Floats, weight: Floats, at_most: int) -> Ints:
     if at_most == 0 or len(useful) == 0:
         return np.zeros(0, dtype=np.int64)
     uses = len(useful)
-    rows = np.arange(uses)
+    rows, ones = np.arange(uses), np.ones(uses)
     keep, where = useful[:, 0], useful[:, 1]
-    only_kept = sparse.hstack(
-        [
-            sparse.csr_matrix((-np.ones(uses), (rows, keep)), shape=(uses, partitions)),
-            sparse.identity(uses),
-        ]
-    )
-    once = sparse.hstack(
-        [
-            sparse.csr_matrix((states, partitions)),
-            sparse.csr_matrix((np.ones(uses), (where, rows)), shape=(states, uses)),
-        ]
-    )
+    kept = sparse.csr_matrix((-ones, (rows, keep)), shape=(uses, partitions))
+    only_kept = sparse.hstack([kept, sparse.identity(uses)])
+    used = sparse.csr_matrix((ones, (where, rows)), shape=(states, uses))
+    once = sparse.hstack([sparse.csr_matrix((states, partitions)), used])
     few = sparse.csr_matrix(np.concatenate([np.ones(partitions), np.zeros(uses)])[None, :])
     value = gain[keep, where] * weight[where]
     found = milp(

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from nexus.errors import MismatchError
+from nexus.planner.contest import Contest
 from nexus.planner.figures import (
     attainment_figure,
     frontier_figure,
@@ -59,45 +60,50 @@ def report(plan: Plan, profile: Profile, lengths: Lengths | Requests | None = No
             f"the plan was made from profile {plan.profile_hash}, not from {profile.hash}"
         )
     contest = make_contest(profile, plan.bounds, lengths or plan.workload, plan.provenance)
-    kernels = kernel_figure(profile)
-    sections = [
-        _section(
+    drawn = [_section(*part) for part in _parts(plan, profile, contest) if part[2] is not None]
+    return _page(plan, profile, "".join([*drawn, _accuracy(profile)]))
+
+
+def _parts(
+    plan: Plan, profile: Profile, contest: Contest
+) -> list[tuple[str, str, go.Figure | None]]:
+    """Title, explanation and figure of each section."""
+    return [
+        (
             "How fast each phase is on part of the device",
             "Measured, each phase alone. A ring marks the fewest SMs that give 90 % of full speed.",
             saturation_figure(profile),
         ),
-        _section(
-            "Where a step's time goes", "Measured, the largest step, by class of kernel.", kernels
-        )
-        if kernels
-        else "",
-        _section(
+        (
+            "Where a step's time goes",
+            "Measured, the largest step, by class of kernel.",
+            kernel_figure(profile),
+        ),
+        (
             "What each mode gives",
             "Gap between tokens against prefill speed, by mode; the line is the frontier, "
             "the dotted one the TBT bound.",
             frontier_figure(contest),
         ),
-        _section(
+        (
             "The table",
             "The mode of each state with a long backlog. A number alone is one batch with that "
-            "prefill chunk; a|b is prefill on a SMs beside decode on b; oN is prefill on N SMs "
-            "beneath decode on all.",
+            "prefill chunk; sN is prefill on N SMs beside decode on the rest; oN is prefill on N "
+            "SMs beneath decode on all.",
             table_figure(plan),
         ),
-        _section(
+        (
             "Which mode is best where",
             "By fluid estimate, one mode at a time. Darker cells with a factor: a prompt is done "
             "that much sooner than with the best chunk. A dot: nothing holds the bounds.",
             regime_figure(contest),
         ),
-        _section(
+        (
             "Requests within both bounds, by rate",
             "Simulated, random arrivals.",
             attainment_figure(contest, plan),
         ),
-        _accuracy(profile),
     ]
-    return _page(plan, profile, "".join(sections))
 
 
 def _section(title: str, words: str, figure: go.Figure) -> str:
