@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nexus.planner.table import (
     Prediction,
     Row,
     Workload,
+    read_plan,
     write_plan,
 )
 from nexus.profiles.schema import Engine, Machine, Model, Provenance
@@ -101,6 +103,23 @@ def make_plan(tmp_path: Path) -> MakePlan:
         )
         path = tmp_path / f"plan-{'-'.join(map(str, chunks))}.yaml"
         write_plan(path, plan)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def lane_plan(make_plan: MakePlan, tmp_path: Path) -> Callable[[Sequence[Mode]], Path]:
+    """Writes a plan whose states take the given modes in turn."""
+
+    def make(modes: Sequence[Mode]) -> Path:
+        plan = read_plan(make_plan((64,)))
+        names = [mode.name for mode in modes]
+        rows = tuple(
+            replace(row, mode=names[index % len(names)]) for index, row in enumerate(plan.rows)
+        )
+        path = tmp_path / f"{'-'.join(names)}.yaml"
+        write_plan(path, replace(plan, modes=dict(zip(names, modes, strict=True)), rows=rows))
         return path
 
     return make

@@ -1,38 +1,17 @@
 """Serving through the prefill lane on real vLLM: same tokens, nothing lost."""
 
 import random
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nexus.planner.table import Mode, read_plan, write_plan
+from nexus.planner.table import Mode
 
 pytestmark = pytest.mark.engine
 
 OVERLAP = Mode("overlap", 256, prefill_sms=1)
 SPLIT = Mode("split", 96, prefill_sms=1, decode_sms=1)
 FUSED = Mode("fused", 64)
-
-
-@pytest.fixture
-def lane_plan(make_plan: Any, tmp_path: Path) -> Any:
-    """Writes a plan whose states take the given modes in turn."""
-
-    def make(modes: Sequence[Mode]) -> Path:
-        from dataclasses import replace
-
-        plan = read_plan(make_plan((64,)))
-        names = [mode.name for mode in modes]
-        rows = tuple(
-            replace(row, mode=names[index % len(names)]) for index, row in enumerate(plan.rows)
-        )
-        path = tmp_path / f"{'-'.join(names)}.yaml"
-        write_plan(path, replace(plan, modes=dict(zip(names, modes, strict=True)), rows=rows))
-        return path
-
-    return make
 
 
 def mixed_prompts(count: int, seed: int = 1) -> list[list[int]]:
@@ -226,4 +205,36 @@ def test_nothing_is_lost_when_a_fifth_is_aborted(open_engine: Any, lane_plan: An
         done |= finish(llm)
         assert len(aborted) > 300
         assert set(done) | aborted == set(map(str, range(2000)))
+        assert_nothing_left(llm)
+
+
+def test_prompts_in_a_pass_that_does_not_end_fail_and_the_rest_is_served(
+    open_engine: Any, lane_plan: Any
+) -> None:
+    wanted = [[index + 3] * 120 for index in range(8)]
+    with open_engine() as llm:
+        expected = generate(llm, wanted)
+    with open_engine(lane_plan((OVERLAP,)), lane=True) as llm:
+        scheduler, driver = parts(llm)
+        driver._stuck_after_s = 0.1
+        launch = driver._launcher.launch
+        released: list[bool] = []
+
+        class Endless:
+            def finished(self) -> bool:
+                return bool(released)
+
+        driver._launcher.launch = lambda *args, **options: Endless()
+        for index in range(4):
+            add(llm, str(index), wanted[index], max_tokens=8)
+        reasons = {}
+        while llm.llm_engine.has_unfinished_requests():
+            for output in llm.llm_engine.step():
+                reasons[output.request_id] = output.outputs[0].finish_reason
+        assert "error" in reasons.values()
+        driver._launcher.launch = launch
+        assert generate(llm, wanted) == expected
+        assert scheduler.connector.admission.disabled
+        released.append(True)
+        finish(llm)
         assert_nothing_left(llm)

@@ -1,0 +1,83 @@
+"""``nexus serve`` with a plan that has lane modes: what it refuses, and what it shows."""
+
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from nexus.benchmarks.server import Server
+from nexus.errors import EngineError
+from nexus.planner.table import Mode
+from nexus.runtime.vllm.server import serve
+
+OVERLAP = Mode("overlap", 256, prefill_sms=1)
+OPTIONS = (
+    *("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024"),
+    *("--max-num-seqs", "16", "--kv-cache-memory-bytes", "64M", "--no-enable-prefix-caching"),
+)
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--worker-cls", "some.Worker"), "--worker-cls"),
+        (
+            ("--kv-transfer-config", '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'),
+            "--kv-transfer-config",
+        ),
+        (("--kv-offloading-size", "1"), "--kv-offloading-size"),
+        (("--enable-lora",), "--enable-lora"),
+        (("--pipeline-parallel-size", "2"), "--pipeline-parallel-size"),
+        (
+            (
+                "--speculative-config",
+                '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}',
+            ),
+            "--speculative-config",
+        ),
+    ],
+)
+def test_what_the_lane_cannot_do_is_refused_in_one_line(
+    tiny_model: Path, lane_plan: Any, options: tuple[str, ...], named: str
+) -> None:
+    words = [*OPTIONS, *options, "--port", "0"]
+    with pytest.raises(EngineError) as caught:
+        serve(str(tiny_model), words, lane_plan((OVERLAP,)), "spf", 500.0, force=True)
+    assert named in str(caught.value)
+    assert "overlap-1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def server(tiny_model: Path, lane_plan: Any, tmp_path: Path) -> Iterator[Server]:
+    table = lane_plan((OVERLAP,))
+    words = [str(tiny_model), "--table", str(table), "--force", *OPTIONS]
+    with Server(words, tmp_path / "serve.log", start_s=240) as running:
+        yield running
+
+
+def metrics(server: Server) -> dict[str, float]:
+    text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics").read().decode()
+    found = re.findall(
+        r'^(nexus_\w+)\{(?:[^}]*(?:mode|phase)="([^"]+)")?[^}]*\} (\S+)$', text, re.M
+    )
+    return {f"{name}{label and ':' + label}": float(value) for name, label, value in found}
+
+
+def test_metrics_show_the_lane_at_work(server: Server) -> None:
+    with OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none") as client:
+        model = client.models.list().data[0].id
+        prompts = [f"w{7 + n} " * (40 + 50 * n) for n in range(8)]
+        client.completions.create(model=model, prompt=prompts, max_tokens=8, temperature=0)
+    found = metrics(server)
+    assert found["nexus_mode_steps_total:overlap-1"] > 0
+    assert found["nexus_lane_prompt_tokens_total"] > 256
+    assert found["nexus_lane_failures_total"] == 0
+    assert (found["nexus_lane_prompts"], found["nexus_lane_up"]) == (0, 1)
+    assert found["nexus_realized_sms:decode"] > 0
