@@ -45,7 +45,8 @@ def requests_of(rows: list[tuple[int, int, float]]) -> Requests:
 
 
 def tokens_of(run: Run) -> Floats:
-    return np.bincount(run.owner.astype(int), minlength=len(run.arrivals_s)) + 1.0
+    counts = np.bincount(run.owner.astype(int), minlength=len(run.arrivals_s))
+    return counts.astype(np.float64) + 1.0
 
 
 @settings(max_examples=40, deadline=None)
