@@ -107,6 +107,39 @@ def counting_passes(driver: Any) -> list[int]:
     return passes
 
 
+def ending_later(driver: Any) -> None:
+    """Let passes end some looks after they ran, as they do where they run beside steps."""
+    generator = random.Random(2)
+    launch = driver._launcher.launch
+
+    class Later:
+        def __init__(self, work: Any) -> None:
+            self.work, self.looks = work, generator.randrange(12)
+
+        def finished(self) -> bool:
+            self.looks -= 1
+            return self.looks < 0
+
+    driver._launcher.launch = lambda *args, **options: Later(launch(*args, **options))
+
+
+@pytest.mark.parametrize("order", ["spf", "fcfs"])
+def test_same_tokens_when_passes_end_late_and_modes_change(
+    open_engine: Any, lane_plan: Any, order: str
+) -> None:
+    wanted = mixed_prompts(60, seed=7)
+    with open_engine() as llm:
+        expected = generate(llm, wanted)
+    plan = lane_plan((FUSED, SPLIT, OVERLAP))
+    with open_engine(plan, order, lane=True, scheduler="PlannedAsyncScheduler") as llm:
+        driver = parts(llm)[1]
+        passes = counting_passes(driver)
+        ending_later(driver)
+        assert generate(llm, wanted) == expected
+        assert len(passes) > 5
+        assert_nothing_left(llm)
+
+
 def test_prompts_really_go_through_the_lane(open_engine: Any, lane_plan: Any) -> None:
     prompts = [[index + 3] * 400 for index in range(6)]
     with open_engine(lane_plan((OVERLAP,)), lane=True, enable_prefix_caching=False) as llm:
@@ -185,6 +218,7 @@ def test_a_failed_launch_puts_its_prompts_back_to_fused(open_engine: Any, lane_p
 def test_nothing_is_lost_when_a_fifth_is_aborted(open_engine: Any, lane_plan: Any) -> None:
     generator = random.Random(11)
     with open_engine(lane_plan((OVERLAP, FUSED, SPLIT)), lane=True, max_num_seqs=32) as llm:
+        ending_later(parts(llm)[1])
         aborted: set[str] = set()
         done: dict[str, tuple[int, ...]] = {}
         under_way: list[str] = []
