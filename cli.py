@@ -118,6 +118,9 @@ def serve(
     force: Annotated[
         bool, typer.Option("--force", help="Serve another model or machine than the plan's.")
     ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write every step and its mode to this Chrome trace.")
+    ] = None,
 ) -> None:
     """Serve with vLLM's OpenAI-compatible server, the plan applied to every step.
 
@@ -141,6 +144,7 @@ def serve(
         prefill_order.value,
         prefill_aging_tokens_per_s,
         force,
+        trace,
     )
 
 

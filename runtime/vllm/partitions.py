@@ -4,9 +4,10 @@ Changing from one to another costs an event wait on the device and nothing on th
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,11 @@ from nexus.runtime.vllm.decode import DecodeLane
 from nexus.runtime.vllm.driver import Launcher
 from nexus.runtime.vllm.graph_sizes import graph_sizes
 from nexus.runtime.vllm.lane import LanePass, PrefillLane
+from nexus.runtime.vllm.lane_queue import Pass
 from nexus.runtime.vllm.rows import Row
+from nexus.runtime.vllm.trace import PASSES, ServeTrace
+
+_Tell = Callable[[torch.cuda.Event, torch.cuda.Event], None]
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,32 @@ class Fence:
         return bool(self._event.query())
 
 
+class TracedPass:
+    """A pass that goes to a trace when it is over, with the device's own times."""
+
+    def __init__(self, begun: torch.cuda.Event, work: LanePass, tell: _Tell) -> None:
+        """``begun`` was recorded before ``work``; ``tell`` gets both when they are over."""
+        self._begun = begun
+        self._work = work
+        self._tell: _Tell | None = tell
+
+    def finished(self) -> bool:
+        """Whether the pass is over."""
+        if not self._work.finished():
+            return False
+        if self._tell is not None and self._work.done is not None:
+            self._tell(self._begun, self._work.done)
+        self._tell = None
+        return True
+
+
 class Partitions(Launcher):
     """Every split and overlap of a plan, realized in one worker."""
 
-    def __init__(self, runner: Any, lane: PrefillLane, plan: Plan) -> None:
-        """Make partitions, capture graphs, and run each once.
+    def __init__(
+        self, runner: Any, lane: PrefillLane, plan: Plan, trace: ServeTrace | None
+    ) -> None:
+        """Make partitions, capture graphs, and run each once; passes go to ``trace`` if any.
 
         Raises PartitionError where the driver gives other SMs than the plan was made for.
         """
@@ -56,6 +82,7 @@ class Partitions(Launcher):
         self._contexts = GreenContexts(runner.device.index or 0)
         self._graphs: dict[int, tuple[Any, int]] = {}
         self._on: tuple[torch.cuda.Stream, Any | None] | None = None
+        self._trace: ServeTrace | None = None  # the warm-up is not traced
         free = torch.cuda.mem_get_info(runner.device)[0]
         start = time.perf_counter()
         modes = [mode for mode in plan.modes.values() if mode.mode != "fused"]
@@ -64,6 +91,11 @@ class Partitions(Launcher):
         self._warm_up(modes, runner)
         self._total_s = time.perf_counter() - start
         self._bytes = free - torch.cuda.mem_get_info(runner.device)[0]
+        self._trace = trace
+        self._zero = torch.cuda.Event(enable_timing=True)
+        self._zero.record()
+        self._zero.synchronize()
+        self._zero_s = time.monotonic()
 
     def describe(self) -> str:
         """What was made, and what it cost."""
@@ -79,14 +111,29 @@ class Partitions(Launcher):
         partition = self._places[mode.name].lanes.partition
         return partition.prefill_sms, partition.decode_sms
 
-    def launch(self, mode: Mode, rows: Sequence[Row], *, fresh_context: bool) -> LanePass:
+    def launch(self, mode: Mode, rows: Sequence[Row], *, fresh_context: bool) -> Pass:
         """Launch a pass on the prefill SMs of ``mode``."""
-        self._lane.move_to(self._places[mode.name].lanes.prefill)
+        stream = self._places[mode.name].lanes.prefill
+        self._lane.move_to(stream)
         after = None
         if fresh_context:
             after = torch.cuda.Event()
             after.record()
-        return self._lane.forward(rows, after)
+        if self._trace is None:
+            return self._lane.forward(rows, after)
+        begun = torch.cuda.Event(enable_timing=True)
+        begun.record(stream)
+        return TracedPass(begun, self._lane.forward(rows, after), partial(self._tell, mode, rows))
+
+    def _tell(
+        self, mode: Mode, rows: Sequence[Row], begun: torch.cuda.Event, done: torch.cuda.Event
+    ) -> None:
+        assert self._trace is not None
+        start_s, end_s = (
+            self._zero_s + self._zero.elapsed_time(event) / 1e3 for event in (begun, done)
+        )
+        tokens = sum(len(row.tokens) for row in rows)
+        self._trace.span(PASSES, mode.name, start_s, end_s, prompts=len(rows), tokens=tokens)
 
     def fence(self) -> Fence:
         """Over when every pass launched so far is."""
@@ -153,7 +200,8 @@ class Partitions(Launcher):
             chunk = min(mode.chunk, self._lane.max_tokens)
             lengths = [longest] * (chunk // longest) + [chunk % longest]
             rows = [self._null_row(length, runner) for length in lengths if length]
-            self.launch(mode, rows, fresh_context=False).wait()
+            self.launch(mode, rows, fresh_context=False)
+            self._places[mode.name].lanes.prefill.synchronize()
 
     def _null_row(self, length: int, runner: Any) -> Row:
         """A row that writes to vLLM's null block, which no request reads."""

@@ -7,41 +7,24 @@ take. While prompts go to the prefill lane, it sees only those waiting that the 
 room for. All of it is restored or recomputed at the next step.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
-from nexus.planner.table import Mode, Row, Table, read_plan
+from nexus.planner.table import Table
 from nexus.runtime.policy import Policy, State
-from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.metrics import LaneStats
+from nexus.runtime.vllm.observed import Decision, ObservedScheduler
 from nexus.runtime.vllm.queue import ShortestPrefillFirstQueue, remaining_prefill
-from nexus.runtime.vllm.watch import Scheduled, StepWatch
-
-log = init_logger("vllm.nexus")
 
 
-@dataclass(frozen=True)
-class Decision:
-    """One step's state, the mode chosen for it, and the row that predicted it."""
-
-    state: State
-    mode: Mode
-    row: Row
-
-
-class _Planned(Scheduler):
+class _Planned(ObservedScheduler):
     """What both schedulers below share."""
 
     max_num_scheduled_tokens: int
@@ -50,18 +33,11 @@ class _Planned(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        context = ServeContext.of(self.vllm_config)
-        plan = read_plan(context.table)
-        self.nexus_policy = Policy(Table(plan))
-        self._sms = plan.machine.sms
-        self.nexus_decision: Decision | None = None
-        self._lane = self.connector if isinstance(self.connector, LaneConnector) else None
+        self.nexus_policy = Policy(Table(self.nexus_plan))
         self._beside_lane = _chunk_beside_lane(self.nexus_policy.table)
-        self._watch = StepWatch()
-        if self._lane is not None:
-            self._lane.collect = self._stats
         self._most_tokens = self.max_num_scheduled_tokens
         self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
+        context = ServeContext.of(self.vllm_config)
         self._spf = context.prefill_order == "spf"
         if self._spf:
             self.waiting = ShortestPrefillFirstQueue(context.aging_tokens_per_s)
@@ -87,41 +63,8 @@ class _Planned(Scheduler):
             self.running = [r for r in self.running if not r.is_prefill_chunk] + prefills
         with self._arranged(prefills, chunk):
             output = super().schedule(*args, **kwargs)
-        self._note(output, decode_batch)
+        self.note_scheduled(output, decode_batch)
         return output
-
-    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
-        """As vLLM's, timed."""
-        now_s = time.monotonic()
-        warning, line = self._watch.ended(now_s), self._watch.line(now_s)
-        if warning is not None:
-            log.warning("nexus: %s", warning)
-        if line is not None:
-            log.info("nexus: %s%s", line, "" if self._lane is None else self._lane.admission)
-        return super().update_from_output(*args, **kwargs)
-
-    def _note(self, output: SchedulerOutput, decode_batch: int) -> None:
-        tokens = output.total_num_scheduled_tokens
-        if tokens == 0 or self.nexus_decision is None:
-            self._watch.scheduled(None)
-            return
-        decision = self.nexus_decision
-        mode = decision.mode if self._lane is None else self._lane.admission.in_force
-        self._watch.scheduled(Scheduled(mode, decision.row, decode_batch, tokens - decode_batch))
-
-    def _stats(self) -> LaneStats:
-        assert self._lane is not None
-        admission = self._lane.admission
-        failures, tokens = admission.take_counts()
-        prefill_sms, decode_sms = admission.sms or (self._sms, self._sms)
-        now = {
-            "lane_prompts": admission.queued,
-            "lane_waiting_tokens": admission.backlog,
-            "lane_up": int(not admission.disabled),
-            "prefill_sms": prefill_sms,
-            "decode_sms": decode_sms,
-        }
-        return LaneStats.of(self._watch.take(), failures, tokens, now)
 
     @contextmanager
     def _arranged(self, prefills: list[Request], chunk: int) -> Iterator[None]:
@@ -160,7 +103,7 @@ class _Planned(Scheduler):
     def _returned_backlog(self) -> int:
         """Tokens of prompts that were on the lane and wait for a place in a batch."""
         held = getattr(self, "kv_holding_waiting", None)
-        if held is None:  # before vLLM 0.27
+        if held is None:  # older releases
             held = self.skipped_waiting
         waits = RequestStatus.WAITING_FOR_REMOTE_KVS
         return sum(remaining_prefill(r) for r in held if r.status != waits)

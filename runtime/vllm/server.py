@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from nexus.errors import EngineError
+from nexus.errors import EngineError, UserError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.schema import Machine
 from nexus.runtime.machine import check_machine, check_model, config_hash, this_machine
@@ -16,6 +16,7 @@ from nexus.runtime.policy import PrefillOrder
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.lane_options import lane_modes, plug_in_lane, refuse_unservable
 from nexus.runtime.vllm.options import one_line, parse_serve, use_every_core, with_defaults
+from nexus.runtime.vllm.trace import ServeTrace
 
 SCHEDULERS = "nexus.runtime.vllm.scheduler"
 
@@ -27,14 +28,16 @@ def serve(
     prefill_order: PrefillOrder,
     aging_tokens_per_s: float,
     force: bool,
+    trace: Path | None = None,
 ) -> None:
     """Run the server until SIGINT or SIGTERM.
 
     Without ``table`` it is stock vLLM (on a CPU with the memory defaults of
-    ``with_defaults``). Raises UserError before anything is started when the plan does
-    not fit the model or machine (unless ``force``), an option is refused, or the port
-    is taken.
+    ``with_defaults``). ``trace`` is a file to write every step to. Raises UserError before
+    anything is started when the plan does not fit the model or machine (unless ``force``),
+    an option is refused, or the port is taken.
     """
+    tracing = None if trace is None else _begin_trace(trace, table)
     machine = this_machine()
     plan = None if table is None else read_plan(table)
     if plan is not None and not force:
@@ -44,10 +47,17 @@ def serve(
         config_hash(model)  # says that there is no such model before vLLM does at length
     arguments = _arguments(model, options, plan, machine)
     if plan is not None and table is not None:
-        _plug_in(arguments, plan, table, prefill_order, aging_tokens_per_s, machine)
+        context = ServeContext(
+            table.resolve(), prefill_order, aging_tokens_per_s, trace and trace.resolve()
+        )
+        _plug_in(arguments, plan, context, machine)
     _check_port(arguments)
     _check_engine(arguments, plan)
-    arguments.command.cmd(arguments)
+    try:
+        arguments.command.cmd(arguments)
+    finally:
+        if tracing is not None:
+            tracing.end()
 
 
 def _arguments(
@@ -62,12 +72,7 @@ def _arguments(
 
 
 def _plug_in(
-    arguments: argparse.Namespace,
-    plan: Plan,
-    table: Path,
-    prefill_order: PrefillOrder,
-    aging_tokens_per_s: float,
-    machine: Machine,
+    arguments: argparse.Namespace, plan: Plan, context: ServeContext, machine: Machine
 ) -> None:
     taken = [
         name
@@ -76,7 +81,7 @@ def _plug_in(
     ]
     if taken:
         raise EngineError(f"--{taken[0].replace('_', '-')} cannot be combined with --table")
-    if prefill_order == "spf" and arguments.scheduling_policy == "priority":
+    if context.prefill_order == "spf" and arguments.scheduling_policy == "priority":
         raise EngineError("--scheduling-policy priority needs --prefill-order fcfs")
     most = max(mode.chunk for mode in plan.modes.values())
     if arguments.max_num_batched_tokens < most:
@@ -87,9 +92,18 @@ def _plug_in(
     synchronous = machine.device == "cpu" or arguments.async_scheduling is False
     name = "PlannedScheduler" if synchronous else "PlannedAsyncScheduler"
     arguments.scheduler_cls = f"{SCHEDULERS}.{name}"
-    arguments.additional_config = ServeContext(table.resolve(), prefill_order, aging_tokens_per_s)
+    arguments.additional_config = context
     if lane_modes(plan):
         plug_in_lane(arguments, plan, machine)
+
+
+def _begin_trace(trace: Path, table: Path | None) -> ServeTrace:
+    if table is None:
+        raise UserError("--trace needs --table: stock vLLM has no modes to trace")
+    try:
+        return ServeTrace(trace, begin=True)
+    except OSError as error:
+        raise UserError(f"cannot write {trace}: {error.strerror}") from error
 
 
 def _check_engine(arguments: argparse.Namespace, plan: Plan | None) -> None:

@@ -1,5 +1,6 @@
 """The prefill lane where one forward pass at a time can run: passes and steps take turns."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from nexus.runtime.vllm.driver import Launcher
 from nexus.runtime.vllm.lane import PrefillLane
 from nexus.runtime.vllm.lane_queue import Pass
 from nexus.runtime.vllm.rows import Row
+from nexus.runtime.vllm.trace import PASSES, ServeTrace
 
 
 class Over:
@@ -25,9 +27,10 @@ class Over:
 class TakingTurns(Launcher):
     """On a CPU: no partition, every mode alike."""
 
-    def __init__(self, lane: PrefillLane) -> None:
-        """``lane`` runs the passes."""
+    def __init__(self, lane: PrefillLane, trace: ServeTrace | None) -> None:
+        """``lane`` runs the passes, which go to ``trace`` if there is one."""
         self._lane = lane
+        self._trace = trace
 
     def describe(self) -> str:
         """For the log."""
@@ -36,7 +39,13 @@ class TakingTurns(Launcher):
     @override
     def launch(self, mode: Mode, rows: Sequence[Row], *, fresh_context: bool) -> Pass:
         """Run a pass to its end."""
-        return self._lane.forward(rows)
+        start_s = time.monotonic()
+        work = self._lane.forward(rows)
+        if self._trace is not None:
+            tokens = sum(len(row.tokens) for row in rows)
+            now_s = time.monotonic()
+            self._trace.span(PASSES, mode.name, start_s, now_s, prompts=len(rows), tokens=tokens)
+        return work
 
     @override
     def sms(self, mode: Mode) -> tuple[int, int]:

@@ -18,17 +18,17 @@ class Scheduled:
     """A step on its way: its mode, the row that predicts it, and its tokens.
 
     ``decodes`` are the requests that generate, ``prompt_tokens`` what else it computes.
-    ``predicted_ms`` is 0 where the plan predicts no such step.
     """
 
     mode: Mode
     row: Row
     decodes: int
     prompt_tokens: int
+    scheduled_s: float = 0.0
 
     @property
     def predicted_ms(self) -> float:
-        """The row's, if the step is one that the row speaks of.
+        """The row's, if the step is one that the row speaks of, else 0.
 
         A row is for a full chunk beside its decodes: a step with a part of one is shorter.
         """
@@ -71,6 +71,11 @@ class StepWatch:
     def scheduled(self, step: Scheduled | None) -> None:
         """A step was sent to the worker; None for an empty one."""
         self._under_way.append(step)
+
+    @property
+    def next_to_end(self) -> tuple[Scheduled | None, float | None]:
+        """The oldest step under way, and when the one before it ended if it ran at once."""
+        return self._under_way[0], self._ended_s
 
     def ended(self, now_s: float) -> str | None:
         """The oldest step is done at ``now_s``; a warning if there is cause for one."""

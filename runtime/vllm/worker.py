@@ -1,5 +1,6 @@
 """vLLM's worker with a prefill lane beside its own steps."""
 
+import gc
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.driver import LaneDriver
 from nexus.runtime.vllm.lane import PrefillLane
+from nexus.runtime.vllm.trace import ServeTrace
 from nexus.runtime.vllm.turns import TakingTurns
 
 if current_platform.is_cpu():
@@ -33,14 +35,16 @@ class LaneWorker(_Worker):
         """As vLLM's, then the lanes' own."""
         times = super().compile_or_warm_up_model()
         start = time.perf_counter()
-        plan = read_plan(ServeContext.of(self.vllm_config).table)
+        context = ServeContext.of(self.vllm_config)
+        trace = ServeTrace(context.trace) if context.trace else None
         lane = PrefillLane(self.model_runner)
         if current_platform.is_cpu():
-            self._nexus_lanes = TakingTurns(lane)
+            self._nexus_lanes = TakingTurns(lane, trace)
         else:
             from nexus.runtime.vllm.partitions import Partitions
 
-            self._nexus_lanes = Partitions(self.model_runner, lane, plan)
+            plan = read_plan(context.table)
+            self._nexus_lanes = Partitions(self.model_runner, lane, plan, trace)
         self._nexus_driver = LaneDriver(self._nexus_lanes, lane.max_tokens)
         connector = get_kv_transfer_group()
         assert isinstance(connector, LaneConnector)
@@ -50,6 +54,8 @@ class LaneWorker(_Worker):
             time.perf_counter() - start,
             self._nexus_lanes.describe(),
         )
+        gc.collect()
+        gc.freeze()  # as vLLM does with what lives as long as the server
         return times
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:

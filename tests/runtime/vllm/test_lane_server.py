@@ -1,5 +1,6 @@
 """``nexus serve`` with a plan that has lane modes: what it refuses, and what it shows."""
 
+import json
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -57,9 +58,14 @@ def test_what_the_lane_cannot_do_is_refused_in_one_line(
 @pytest.fixture
 def server(tiny_model: Path, lane_plan: Any, tmp_path: Path) -> Iterator[Server]:
     table = lane_plan((OVERLAP,))
-    words = [str(tiny_model), "--table", str(table), "--force", *OPTIONS]
+    trace = ("--trace", str(tmp_path / "trace.json"))
+    words = [str(tiny_model), "--table", str(table), "--force", *trace, *OPTIONS]
     with Server(words, tmp_path / "serve.log", start_s=240) as running:
         yield running
+    events = json.loads((tmp_path / "trace.json").read_text())
+    boxes = [event for event in events if event["ph"] == "X"]
+    assert {event["tid"] for event in boxes} == {1, 2}  # steps and passes
+    assert all(event["dur"] >= 0 for event in boxes)
 
 
 def metrics(server: Server) -> dict[str, float]:

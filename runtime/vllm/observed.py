@@ -1,0 +1,99 @@
+"""A scheduler that is watched: counts, times, statistics, the log's line and the trace."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from nexus.planner.table import Mode, Row, read_plan
+from nexus.runtime.policy import State
+from nexus.runtime.vllm.connector import LaneConnector
+from nexus.runtime.vllm.context import ServeContext
+from nexus.runtime.vllm.metrics import LaneStats
+from nexus.runtime.vllm.trace import STEPS, ServeTrace
+from nexus.runtime.vllm.watch import Scheduled, StepWatch
+
+log = init_logger("vllm.nexus")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One step's state, the mode chosen for it, and the row that predicted it."""
+
+    state: State
+    mode: Mode
+    row: Row
+
+
+class ObservedScheduler(Scheduler):
+    """vLLM's, with the plan at hand and every step's decision and end noted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As vLLM calls it."""
+        super().__init__(*args, **kwargs)
+        context = ServeContext.of(self.vllm_config)
+        self.nexus_plan = read_plan(context.table)
+        self.nexus_decision: Decision | None = None
+        self._lane = self.connector if isinstance(self.connector, LaneConnector) else None
+        if self._lane is not None:
+            self._lane.collect = self._stats
+        self._watch = StepWatch()
+        self._trace = ServeTrace(context.trace) if context.trace else None
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM's, timed."""
+        now_s = time.monotonic()
+        self._trace_step(now_s)
+        warning, line = self._watch.ended(now_s), self._watch.line(now_s)
+        if warning is not None:
+            log.warning("nexus: %s", warning)
+        if line is not None:
+            log.info("nexus: %s%s", line, "" if self._lane is None else self._lane.admission)
+        return super().update_from_output(*args, **kwargs)
+
+    def note_scheduled(self, output: SchedulerOutput, decode_batch: int) -> None:
+        """A step goes to the worker, in which ``decode_batch`` requests generate."""
+        tokens = output.total_num_scheduled_tokens
+        if tokens == 0 or self.nexus_decision is None:
+            self._watch.scheduled(None)
+            return
+        decision = self.nexus_decision
+        mode = decision.mode if self._lane is None else self._lane.admission.in_force
+        prompt_tokens = max(0, tokens - decode_batch)  # a decode that is about to end sits out
+        now_s = time.monotonic()
+        self._watch.scheduled(Scheduled(mode, decision.row, decode_batch, prompt_tokens, now_s))
+
+    def _trace_step(self, now_s: float) -> None:
+        step, before_s = self._watch.next_to_end
+        if self._trace is None or step is None:
+            return
+        start_s = step.scheduled_s if before_s is None else max(before_s, step.scheduled_s)
+        self._trace.span(
+            STEPS,
+            step.mode.name,
+            start_s,
+            now_s,
+            decodes=step.decodes,
+            prompt_tokens=step.prompt_tokens,
+            predicted_ms=step.predicted_ms,
+        )
+        if self._lane is not None:
+            lane = self._lane.admission
+            self._trace.level("prefill lane", now_s, prompts=lane.queued, tokens=lane.backlog)
+
+    def _stats(self) -> LaneStats:
+        assert self._lane is not None
+        admission = self._lane.admission
+        failures, tokens = admission.take_counts()
+        prefill_sms, decode_sms = admission.sms or (self.nexus_plan.machine.sms,) * 2
+        now = {
+            "lane_prompts": admission.queued,
+            "lane_waiting_tokens": admission.backlog,
+            "lane_up": int(not admission.disabled),
+            "prefill_sms": prefill_sms,
+            "decode_sms": decode_sms,
+        }
+        return LaneStats.of(self._watch.take(), failures, tokens, now)
