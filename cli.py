@@ -85,7 +85,7 @@ def profile(
 
     Ctrl-C keeps what was measured; the same command again goes on from there.
 
-    Example: nexus profile ./SmolLM2-135M-Instruct -o profile.yaml --enforce-eager
+    Example: nexus profile meta-llama/Llama-3.1-8B -o profile.yaml --minutes 5
     """
     quieten(verbose=verbose)
     model, options = model_and_options(rest)
@@ -196,8 +196,20 @@ def _measure(session: Any, minutes: float, output: Path) -> None:
     failed = sum(sample.error is not None for sample in samples)
     left = len(session.points()) - (len(samples) - failed)
     typer.echo(f"wrote {output}: {len(samples) - failed} samples, {failed} failed, {left} left")
+    noisy = sum(map(_is_noisy, samples))
+    if noisy > len(samples) / 5:
+        err.print(f"{noisy} of {len(samples)} samples are noisy: is the machine otherwise idle?")
     if interrupted:
         raise typer.Exit(130)
+
+
+def _is_noisy(sample: Any) -> bool:
+    """Whether one step in twenty took more than half as long again as the median."""
+    median, p95 = (
+        sample.decode_ms or sample.prefill_ms,
+        sample.decode_p95_ms or sample.prefill_p95_ms,
+    )
+    return bool(median and p95 and p95 > 1.5 * median)
 
 
 def _point(sample: Any) -> str:

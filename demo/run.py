@@ -55,8 +55,7 @@ def _demo() -> None:
     profile, table = FOLDER / "profile.yaml", FOLDER / "plan.yaml"
     model = str(ensure_demo_model())
     _heading("1/4", "measure how long this machine's steps take")
-    # Compiling the model would take a minute at each start, and gain little here.
-    options = ("--minutes", str(MINUTES), "--enforce-eager", "--force", "-o", str(profile))
+    options = ("--minutes", str(MINUTES), "--force", "-o", str(profile))
     _nexus("profile", model, *options)
     _heading("2/4", "plan: which chunk of prompt to run beside which load")
     _plan(profile, table)

@@ -160,14 +160,21 @@ def _start(model: str, options: Sequence[str], machine: Machine) -> Any:
 
 
 def _with_room(options: Sequence[str], on_cpu: bool) -> list[str]:
-    """On a GPU: steps of a server's size, and memory left for the lane and its graphs."""
+    """Defaults for measuring, where ``options`` do not say otherwise.
+
+    On a GPU: steps of a server's size, and memory left for the lane and its graphs. On a
+    CPU: no compilation, which takes a minute at every start and gains little.
+    """
+    given = {option.partition("=")[0] for option in options}
+    if on_cpu:
+        eager = {"--enforce-eager", "--no-enforce-eager"}
+        return [*options] if given & eager else [*options, "--enforce-eager"]
     room = {
         "--gpu-memory-utilization": "0.8",
         "--max-num-batched-tokens": "8192",
         "--max-num-seqs": "512",
     }
-    given = {option.partition("=")[0] for option in options}
-    added = [] if on_cpu else [(name, value) for name, value in room.items() if name not in given]
+    added = [(name, value) for name, value in room.items() if name not in given]
     return [*options, *(word for pair in added for word in pair)]
 
 

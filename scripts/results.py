@@ -14,6 +14,8 @@ def rows(path: Path) -> list[list[str]]:
     found = []
     for cell in read_cells(path):
         metrics = cell.metrics
+        if metrics is None:  # that run failed
+            continue
         found.append(
             [
                 cell.key.system,
