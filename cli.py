@@ -194,7 +194,7 @@ def _measure(session: Any, minutes: float, output: Path) -> None:
             interrupted = True
     samples = session.profile.samples
     failed = sum(sample.error is not None for sample in samples)
-    left = len(session.points()) - (len(samples) - failed)
+    left = len(session.grid().points) - (len(samples) - failed)
     typer.echo(f"wrote {output}: {len(samples) - failed} samples, {failed} failed, {left} left")
     noisy = sum(map(_is_noisy, samples))
     if noisy > len(samples) / 5:

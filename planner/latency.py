@@ -235,6 +235,11 @@ def check(profile: Profile) -> list[CheckRow]:
     ]
 
 
+def prediction_errors(model: LatencyModel, sample: Sample) -> list[float]:
+    """The relative error of each phase's prediction; none where the model lacks the curve."""
+    return [abs(told / measured - 1.0) for _, measured, told in _predictions(model, sample)]
+
+
 def _predictions(model: LatencyModel, sample: Sample) -> list[tuple[str, float, float]]:
     """Of each phase that the model knows: the curve's name, measured and predicted ms."""
     shape = Shape.of_samples([sample])

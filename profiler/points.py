@@ -6,7 +6,7 @@ points that it has never seen.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nexus.profiles.schema import Engine, Sample, SampleMode
 
@@ -60,6 +60,19 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """What to measure: ``coarse`` in any case and in this order, ``finer`` as time allows."""
+
+    coarse: tuple[Point, ...]
+    finer: tuple[Point, ...]
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All of them, most needed first."""
+        return self.coarse + self.finer
+
+
+@dataclass(frozen=True)
 class Limits:
     """What a step may have at most: tokens, sequences, KV tokens, context in tokens."""
 
@@ -92,7 +105,7 @@ class Limits:
         )
 
 
-def core_points(cores: int, limits: Limits, max_chunk: int, max_batch: int) -> list[Point]:
+def core_points(cores: int, limits: Limits, max_chunk: int, max_batch: int) -> Grid:
     """The points of a CPU profile, most needed first.
 
     All cores get the full grid of prefill, decode and fused steps; smaller core counts
@@ -120,7 +133,7 @@ def core_points(cores: int, limits: Limits, max_chunk: int, max_batch: int) -> l
     return _first_of_each(plan, refine, limits)
 
 
-def gpu_points(sizes: Sequence[int], limits: Limits) -> list[Point]:
+def gpu_points(sizes: Sequence[int], limits: Limits) -> Grid:
     """The points of a GPU profile, most needed first.
 
     ``sizes`` are the SM counts that one side of a partition can have, all SMs last. The
@@ -226,18 +239,17 @@ def _fused(
                     yield Point("fused", sms, sms, chunk, prefill_context, batch, decode_context)
 
 
-def _first_of_each(coarse: list[Point], refine: list[Point], limits: Limits) -> list[Point]:
+def _first_of_each(coarse: list[Point], refine: list[Point], limits: Limits) -> Grid:
     seen = set()
     points = []
     for point in coarse:
         if point.key not in seen and limits.allow(point):
             seen.add(point.key)
             points.append(point)
-    added = 0
+    finer: list[Point] = []
     for point in refine:
         if point.key not in seen and limits.allow(point):
             seen.add(point.key)
-            held_out = added % HOLD_OUT == HOLD_OUT - 1
-            points.append(Point(**{**point.__dict__, "held_out": held_out}))
-            added += 1
-    return points
+            held_out = len(finer) % HOLD_OUT == HOLD_OUT - 1
+            finer.append(replace(point, held_out=held_out))
+    return Grid(tuple(points), tuple(finer))

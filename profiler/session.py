@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nexus.errors import EngineError, MismatchError, UserError
+from nexus.profiler.adaptive import WorstFirst
 from nexus.profiler.clocks import other_clock
-from nexus.profiler.points import Limits, Point, core_points, gpu_points, kernel_points
+from nexus.profiler.points import Grid, Limits, core_points, gpu_points, kernel_points
 from nexus.profiles.schema import (
     Engine,
     KernelSample,
@@ -46,32 +47,39 @@ class Session:
         self._path = path
         self._sizes: list[int] = self._call("nexus_sizes")
 
-    def points(self) -> list[Point]:
-        """Every point of this machine's grid, measured or not, most needed first."""
+    def grid(self) -> Grid:
+        """Every point of this machine's grid, measured or not."""
         limits = self._limits()
         if self.profile.machine.device == "cpu":
             return core_points(self.profile.machine.sms, limits, CPU_MAX_CHUNK, CPU_MAX_BATCH)
         return gpu_points(self._sizes, limits)
 
     def measure(self, minutes: float, progress: Callable[[int, int, Sample], None]) -> None:
-        """Measure what is missing until done or ``minutes`` are over; then the kernels.
+        """Measure what is missing until it is predicted well or ``minutes`` are over.
 
-        ``progress(done, total, sample)`` is called after each point, when the sample
-        is already on disk.
+        The coarse grid comes first, then the points of those curves that are predicted
+        worst, then kernels. ``progress(done, total, sample)`` is called after each point,
+        when the sample is already on disk.
         """
         deadline = time.monotonic() + minutes * 60
         known = {sample.key for sample in self.profile.samples if sample.error is None}
-        points = self.points()
-        done = sum(point.key in known for point in points)
-        for point in points:
-            if point.key in known:
-                continue
-            if time.monotonic() > deadline:
+        grid = self.grid()
+        coarse = [point for point in grid.coarse if point.key not in known]
+        finer = [point for point in grid.finer if point.key not in known]
+        total = len(grid.points)
+        done = total - len(coarse) - len(finer)
+        worst_first = WorstFirst()
+        while (coarse or finer) and time.monotonic() < deadline:
+            point = coarse.pop(0) if coarse else worst_first.pick(finer)
+            if point is None:
                 break
+            if point in finer:
+                finer.remove(point)
             sample = Sample(**self._call("nexus_measure", asdict(point)))
+            worst_first.saw(self.profile, sample)
             self._keep(sample)
             done += 1
-            progress(done, len(points), sample)
+            progress(done, total, sample)
         self._measure_again(deadline)
         self._measure_kernels()
 
@@ -80,7 +88,7 @@ class Session:
         for sample in other_clock(self.profile.measured):
             if time.monotonic() > deadline:
                 return
-            point = next(point for point in self.points() if point.key == sample.key)
+            point = next(point for point in self.grid().points if point.key == sample.key)
             again = Sample(**self._call("nexus_measure", asdict(point)))
             if again.error is None:
                 self._keep(again)
