@@ -1,0 +1,89 @@
+"""What a document was made for is what it is used with, or one line says what is wrong."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nexus.errors import EngineError, MismatchError
+from nexus.profiles.schema import Machine, read_profile
+from nexus.profiles.shipped import profile_of_this_machine, shipped_profiles
+from nexus.runtime.machine import (
+    check_machine,
+    check_model,
+    config_hash,
+    is_tested,
+    this_machine,
+    vllm_version,
+)
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 512,
+}
+
+
+def model(folder: Path, **config: object) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **SHAPE, **config}))
+    return str(folder)
+
+
+def test_a_model_is_known_by_its_shape(tmp_path: Path) -> None:
+    plain = config_hash(model(tmp_path / "a"))
+    assert config_hash(model(tmp_path / "b", bos_token_id=7, torch_dtype="float16")) == plain
+    assert config_hash(model(tmp_path / "c", head_dim=32, tie_word_embeddings=False)) == plain
+    assert config_hash(model(tmp_path / "d", head_dim=64)) != plain
+    assert config_hash(model(tmp_path / "e", hidden_size=128)) != plain
+
+
+def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in (str(tmp_path / "empty"), str(tmp_path / "none"), "no-such-org/no-such-model"):
+        with pytest.raises(EngineError, match="no such model"):
+            config_hash(name)
+
+
+def test_another_machine_or_model_is_refused(tmp_path: Path) -> None:
+    here = this_machine()
+    check_machine(here, here, "plan.yaml")
+    for other in (
+        replace(here, name="another"),
+        replace(here, sms=here.sms + 1),
+        Machine("cuda", here.name, here.sms),
+    ):
+        with pytest.raises(MismatchError, match=r"plan.yaml was made for .*--force"):
+            check_machine(other, here, "plan.yaml")
+    profile = read_profile(shipped_profiles()[0])
+    with pytest.raises(MismatchError, match=r"made for .*llama.*--force"):
+        check_model(profile.model, model(tmp_path / "a"), "plan.yaml")
+
+
+def test_shipped_profiles_are_whole_and_of_their_shapes() -> None:
+    root = Path(__file__).parents[2]
+    names = [path.stem for path in shipped_profiles()]
+    assert names == ["llama-3.1-8b", "qwen2.5-14b", "qwen2.5-3b"]
+    for path in shipped_profiles():
+        profile = read_profile(path)
+        assert profile.model.config_hash == config_hash(str(root / profile.model.name))
+        assert {sample.mode for sample in profile.measured} == {
+            "prefill",
+            "decode",
+            "fused",
+            "split",
+            "overlap",
+        }
+        assert any(sample.held_out for sample in profile.samples)
+        assert {kernel.phase for kernel in profile.kernels} == {"prefill", "decode"}
+    if this_machine().device == "cpu":
+        assert profile_of_this_machine() is None
+
+
+def test_the_installed_vllm_is_a_tested_one() -> None:
+    assert is_tested(vllm_version())
+    assert is_tested("0.26.0+cu130")
+    assert not is_tested("0.1.0")

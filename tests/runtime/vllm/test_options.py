@@ -1,0 +1,64 @@
+"""vLLM's options: the user's win, Nexus's fill in, vLLM's refusals are one line."""
+
+import pytest
+
+from nexus.errors import EngineError
+from nexus.profiles.schema import Engine, Model
+from nexus.runtime.vllm.options import one_line, parse_engine, parse_serve, with_defaults
+
+MODEL = Model("m", "0" * 16, "bfloat16", 2, 64, 2, 1, 32, 4096)
+ENGINE = Engine(1024, 64, 16, 100_000, enforce_eager=True)
+
+
+def value(options: list[str], name: str) -> str | None:
+    """What a command line says, the last word winning."""
+    found = None
+    for index, option in enumerate(options):
+        if option == name:
+            found = options[index + 1]
+        elif option.startswith(f"{name}="):
+            found = option.partition("=")[2]
+    return found
+
+
+def test_a_plan_brings_the_limits_it_was_measured_with() -> None:
+    options = with_defaults([], on_cpu=False, model=MODEL, engine=ENGINE)
+    assert value(options, "--max-num-batched-tokens") == "1024"
+    assert value(options, "--max-num-seqs") == "64"
+    assert value(options, "--dtype") == "bfloat16"
+    assert value(options, "--max-model-len") == "4096"
+    assert "--enforce-eager" in options
+    assert value(options, "--kv-cache-memory-bytes") is None
+
+
+@pytest.mark.parametrize("given", [["--dtype", "float16"], ["--dtype=float16"]])
+def test_what_the_user_gives_wins(given: list[str]) -> None:
+    options = with_defaults(
+        [*given, "--max_num_seqs", "8"], on_cpu=True, model=MODEL, engine=ENGINE
+    )
+    assert value(options, "--dtype") == "float16"
+    assert value(options, "--max-num-seqs") is None
+    assert parse_serve("m", options).max_num_seqs == 8
+
+
+def test_a_cpu_gets_a_bounded_kv_cache_and_one_process() -> None:
+    options = with_defaults([], on_cpu=True)
+    assert value(options, "--kv-cache-memory-bytes") == str(1 << 30)
+    assert value(options, "--distributed-executor-backend") == "uni"
+    assert with_defaults([], on_cpu=False) == []
+
+
+def test_refusals_name_the_option() -> None:
+    with pytest.raises(EngineError, match="--colour"):
+        parse_serve("m", ["--colour", "red"])
+    with pytest.raises(EngineError, match="--colour"):
+        parse_engine("m", ["--colour", "red"])
+    with pytest.raises(EngineError, match="max-model-len"):
+        parse_serve("m", ["--max-model-len", "far"])
+
+
+def test_the_gist_of_a_long_complaint() -> None:
+    long = "1 validation error for X\n  Value error, too long [type=value_error, input]\n  see docs"
+    assert one_line(ValueError(long)) == "too long"
+    assert one_line(ValueError("plain\nmore")) == "plain"
+    assert one_line(ValueError()) == "ValueError()"
