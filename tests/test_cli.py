@@ -68,6 +68,29 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["profile.yaml"]
 
 
+def test_a_plan_is_made_simulated_and_drawn_without_a_gpu(tmp_path: Path) -> None:
+    profile = str(Path(__file__).parents[1] / "profiles" / "h200" / "qwen2.5-3b.yaml")
+    lengths = ("--input-tokens", "1000", "--output-tokens", "100")
+    made = nexus("plan", profile, "--ttft-ms", "1000", "--tbt-ms", "25", *lengths, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "requests/s" in made.stdout
+    assert "wrote plan.yaml" in made.stdout
+    run = nexus("simulate", "--num-requests", "200", "--stock", "2048", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "assuming profile" in run.stderr
+    assert "plan at " in run.stdout
+    assert "vllm-2048 at " in run.stdout
+    drawn = nexus("report", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "report.html").read_text().lstrip().startswith("<!")
+    errors = nexus("plan", profile, "--check", cwd=tmp_path)
+    assert "held out" in errors.stdout
+    refused(nexus("plan", profile, "--tbt-ms", "0.5", cwd=tmp_path), "TBT", code=3)
+    refused(nexus("plan", profile, "--input-tokens", "5", cwd=tmp_path), "go together")
+    refused(nexus("plan", profile, "--trace", "none.csv", cwd=tmp_path), "No such file")
+    refused(nexus("simulate", "none.yaml", cwd=tmp_path), "No such file")
+
+
 def test_no_such_model_is_refused_in_one_line(tmp_path: Path) -> None:
     refused(nexus("profile", "./nowhere", cwd=tmp_path), "no such model: ./nowhere")
     refused(nexus("serve", "./nowhere", cwd=tmp_path), "no such model: ./nowhere")
