@@ -67,8 +67,10 @@ class LaneDriver:
             self._queue.add(prompt)
         for req_id in step.cancelled:
             self._queue.cancel(req_id)
-        if step.mode.mode == "fused" or self._stuck:
+        if self._stuck:
             self._queue.withdraw()
+        elif step.mode.mode == "fused":
+            self._queue.withdraw(last_tokens=self._mode.chunk if self._mode else 0)
         else:
             self._mode = step.mode
         # The partition stays while a pass runs in it.

@@ -126,11 +126,16 @@ class LaneQueue:
             job.cancelled = True
             self._drop(job)
 
-    def withdraw(self) -> None:
-        """Give up every prompt that is not launched to its end."""
+    def withdraw(self, last_tokens: int = 0) -> None:
+        """Give up every prompt that is not launched to its end.
+
+        But for those begun with at most ``last_tokens`` to go: for them, one more pass is
+        shorter than another place to end in.
+        """
+        ending = [job for job in self._waiting if job.launched and job.left <= last_tokens]
         for job in self._waiting:
-            job.returned = True
-        self._waiting.clear()
+            job.returned = job not in ending
+        self._waiting = ending
 
     def stranded(self) -> set[str]:
         """Ids of the requests in passes under way."""

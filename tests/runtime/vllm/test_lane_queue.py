@@ -80,6 +80,21 @@ def test_withdrawn_prompts_go_on_elsewhere_from_where_they_were() -> None:
     assert queue.reap().returned == {"a": 92}
 
 
+def test_a_prompt_near_its_end_is_not_withdrawn() -> None:
+    queue = LaneQueue()
+    queue.add(prompt("a", 100, rank=1))
+    queue.add(prompt("b", 20, rank=2))
+    first = launch(queue, 60)
+    assert first is not None
+    queue.withdraw(last_tokens=60)
+    second = launch(queue, 60)
+    assert second is not None
+    assert [len(row.tokens) for row in second.rows] == [40]
+    first.over = second.over = True
+    reaped = queue.reap()
+    assert (reaped.finished, reaped.returned) == ({"a", "b"}, {"b": 0})
+
+
 def test_a_failed_launch_waits_for_what_ran_of_it() -> None:
     queue = LaneQueue()
     queue.add(prompt("a", 100, context=5))
@@ -145,7 +160,7 @@ def test_every_prompt_leaves_once_and_is_computed_in_order(actions: list[tuple[s
         elif action == "cancel" and prompts:
             queue.cancel(list(prompts)[number % len(prompts)])
         elif action == "withdraw":
-            queue.withdraw()
+            queue.withdraw(last_tokens=10 * number)
         assert queue.passes_under_way <= MAX_PASSES
 
     def end_all() -> None:
