@@ -44,8 +44,9 @@ $(INSTALLED): requirements/lock.txt pyproject.toml
 	@$(BIN)/python -W ignore -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	@rm -f $(VENV)/.installed-* && touch $@
 
+# Threads that sleep while they wait: on a busy machine spinning ones cost a time slice a step.
 demo: $(INSTALLED)
-	@$(BIN)/python -m nexus.demo
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m nexus.demo
 
 test: check tests
 
@@ -54,7 +55,6 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Threads that sleep while they wait: on a busy machine spinning ones cost a time slice a step.
 tests: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/pytest
 

@@ -114,7 +114,10 @@ def core_points(cores: int, limits: Limits, max_chunk: int, max_batch: int) -> G
     chunks = [chunk for chunk in CHUNKS if chunk <= max_chunk]
     batches = [batch for batch in BATCHES if batch <= max_batch]
     coarse_chunks, coarse_batches = chunks[::2], batches[::2]
+    few = slice(1, 3)  # the least that a plan can be made from
     plan = [
+        *_solo(cores, coarse_chunks[few], (0,), coarse_batches[few], (128,)),
+        *_fused(cores, coarse_chunks[few], coarse_batches[few][:1], (128,), (0,)),
         *_solo(cores, coarse_chunks, (0,), coarse_batches, (128,)),
         *_fused(cores, coarse_chunks, coarse_batches[1:], (128,), (0,)),
         *(

@@ -8,6 +8,7 @@ next one on the same model, machine and engine.
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -57,6 +58,7 @@ class Session:
     def measure(self, minutes: float, progress: Callable[[int, int, Sample], None]) -> None:
         """Measure what is missing until it is predicted well or ``minutes`` are over.
 
+        What a plan cannot do without is measured however long it takes.
         The coarse grid comes first, then the points of those curves that are predicted
         worst, then kernels. ``progress(done, total, sample)`` is called after each point,
         when the sample is already on disk.
@@ -69,7 +71,7 @@ class Session:
         total = len(grid.points)
         done = total - len(coarse) - len(finer)
         worst_first = WorstFirst()
-        while (coarse or finer) and time.monotonic() < deadline:
+        while (coarse or finer) and (time.monotonic() < deadline or not self._can_be_planned()):
             point = coarse.pop(0) if coarse else worst_first.pick(finer)
             if point is None:
                 break
@@ -82,6 +84,16 @@ class Session:
             progress(done, total, sample)
         self._measure_again(deadline)
         self._measure_kernels()
+
+    def _can_be_planned(self) -> bool:
+        """Whether there are two samples of each phase and of fused steps on the whole device."""
+        whole = Counter(
+            sample.mode
+            for sample in self.profile.measured
+            if max(sample.prefill_sms, sample.decode_sms) == self.profile.machine.sms
+        )
+        failed = sum(sample.error is not None for sample in self.profile.samples)
+        return failed > 0 or min(whole[mode] for mode in ("prefill", "decode", "fused")) >= 2
 
     def _measure_again(self, deadline: float) -> None:
         """Once more, each sample whose clock was not that of the samples around it."""
