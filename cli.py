@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nexus import __version__
 from nexus.benchmarks.cli import bench
 from nexus.errors import NexusError
 from nexus.planner.cli import plan, report, simulate
@@ -31,7 +32,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Measure, plan and run the sharing of one GPU between prefill and decode, inside vLLM.",
 )
 # typer carries a click of its own; this is that click's UsageError.
 USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -42,6 +42,21 @@ class PrefillOrder(StrEnum):
 
     spf = "spf"
     fcfs = "fcfs"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def nexus(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it, exit.")
+    ] = False,
+) -> None:
+    """Measure, plan and run the sharing of one GPU between prefill and decode, inside vLLM."""
 
 
 @app.command()
@@ -156,7 +171,7 @@ app.command(context_settings=PASS_ON)(bench)
 def main() -> None:
     """Entry point; a user's mistake is one line on stderr."""
     try:
-        status = app(standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except NexusError as error:
         _die(str(error), error.exit_code)
     except USAGE_ERROR as error:

@@ -39,6 +39,12 @@ def test_help_names_every_command() -> None:
     assert all(f"\n  {command} " in result.stdout for command in COMMANDS)
 
 
+def test_typed_bare_it_shows_its_help() -> None:
+    bare = nexus()
+    assert (bare.returncode, bare.stdout) == (0, nexus("--help").stdout)
+    assert nexus("--version").stdout.count(".") == 2
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_help_has_an_example(command: str) -> None:
     result = nexus(command, "--help")
