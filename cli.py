@@ -209,7 +209,8 @@ def _measure(session: Any, minutes: float, output: Path) -> None:
             interrupted = True
     samples = session.profile.samples
     failed = sum(sample.error is not None for sample in samples)
-    left = len(session.grid().points) - (len(samples) - failed)
+    measured = {sample.key for sample in samples if sample.error is None}
+    left = sum(point.key not in measured for point in session.grid().points)
     typer.echo(f"wrote {output}: {len(samples) - failed} samples, {failed} failed, {left} left")
     noisy = sum(map(_is_noisy, samples))
     if noisy > len(samples) / 5:

@@ -20,7 +20,10 @@ err = Console(stderr=True, highlight=False)
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 Rest = Annotated[
     list[str] | None,
-    typer.Argument(metavar="MODEL] [VLLM OPTION", help="A folder or hub id, then options."),
+    typer.Argument(
+        metavar="MODEL] [VLLM OPTION",
+        help="A folder or hub id, which comes first; then any option of vLLM.",
+    ),
 ]
 
 

@@ -15,11 +15,16 @@ from nexus.profiles.shipped import shipped_profiles
 from nexus.runtime.policy import PrefillOrder
 from nexus.terminal import assume, command_line, err, now, profile_here
 
+MOST = 1e9  # of anything that a user states in tokens, milliseconds or requests a second
 Trace = Annotated[
     Path | None, typer.Option(help="Requests: a CSV of times, prompt and output lengths.")
 ]
-InputTokens = Annotated[float | None, typer.Option(help="Mean prompt, if no trace.", min=1)]
-OutputTokens = Annotated[float | None, typer.Option(help="Mean output, if no trace.", min=1)]
+InputTokens = Annotated[
+    float | None, typer.Option(help="Mean prompt, if no trace.", min=1, max=1e6)
+]
+OutputTokens = Annotated[
+    float | None, typer.Option(help="Mean output, if no trace.", min=1, max=1e6)
+]
 ProfileOption = Annotated[
     Path | None,
     typer.Option("--profile", help="What the plan was made from; else as `nexus plan`."),
@@ -52,13 +57,18 @@ def plan(
     profile: Annotated[
         Path | None, typer.Argument(help="A profile; else ./profile.yaml, else this GPU's own.")
     ] = None,
-    ttft_ms: Annotated[float, typer.Option(help="Bound on time to first token.", min=0.001)] = 2000,
-    tbt_ms: Annotated[float, typer.Option(help="Bound on time between tokens.", min=0.001)] = 200,
+    ttft_ms: Annotated[
+        float, typer.Option(help="Bound on time to first token.", min=0.001, max=MOST)
+    ] = 2000,
+    tbt_ms: Annotated[
+        float, typer.Option(help="Bound on time between tokens.", min=0.001, max=MOST)
+    ] = 200,
     trace: Trace = None,
     input_tokens: InputTokens = None,
     output_tokens: OutputTokens = None,
     rate: Annotated[
-        float | None, typer.Option(help="Requests/s at which to predict TTFT and TBT.", min=0.001)
+        float | None,
+        typer.Option(help="Requests/s at which to predict TTFT and TBT.", min=0.001, max=MOST),
     ] = None,
     policy: Annotated[
         Policy, typer.Option(help="Nexus's, the paper's, or the best single mode.")
@@ -120,12 +130,15 @@ def simulate(
     profile: ProfileOption = None,
     trace: Trace = None,
     rate: Annotated[
-        float | None, typer.Option(help="Requests/s; else the trace's own, or 80 % of capacity.")
+        float | None,
+        typer.Option(
+            help="Requests/s; else the trace's own, or 80 % of capacity.", min=0.001, max=MOST
+        ),
     ] = None,
     num_requests: Annotated[int, typer.Option(help="How many.", min=1)] = 10_000,
     prefill_order: Annotated[Order, typer.Option(help="As in `nexus serve`.")] = Order.spf,
     stock: Annotated[
-        list[int] | None, typer.Option(help="Also stock vLLM with this chunk; repeatable.")
+        list[int] | None, typer.Option(help="Also stock vLLM with this chunk; repeatable.", min=1)
     ] = None,
     curve: Annotated[bool, typer.Option(help="Attainment at rates around capacity.")] = True,
     chrome_trace: Annotated[
@@ -141,6 +154,8 @@ def simulate(
     from nexus.planner.replay import plan_system, replay, stock_system
 
     order: PrefillOrder = prefill_order.value
+    if chrome_trace is not None and chrome_trace.resolve() == plan.resolve():
+        raise UserError(f"--chrome-trace would overwrite the plan {plan}")
     table = read_plan(plan)
     with err.status("simulating"):
         runs = replay(

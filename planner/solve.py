@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from nexus.errors import UserError
+from nexus.errors import DocumentError, InfeasibleError, UserError
 from nexus.planner.choice import rows_of
 from nexus.planner.contest import Contest, Played
 from nexus.planner.draft import Draft, PlanPolicy, axes_of
@@ -73,16 +73,31 @@ def make_contest(
     provenance: Provenance,
 ) -> Contest:
     """The model, the modes and the requests that plans are judged with; raises as make_plan."""
-    lengths = lengths_of(workload).cut_to(profile.model.max_model_len)
+    lengths = lengths_of(workload).cut_to(_longest(profile, lengths_of(workload)))
     model = fit_model(profile)
     problem = Problem(model, profile.engine, bounds, lengths)
     fused = fused_modes(profile)
+    if not fused:
+        most = profile.engine.max_num_batched_tokens
+        raise DocumentError(f"the profile has no fused step within the engine's {most} tokens")
     require_feasible(problem, fused)
     shared = shared_modes(profile, model, problem.capacity(fused).typical_level)
     draft = Draft(problem, profile, axes_of(profile, fused), provenance)
     count = int(np.clip(_MOST_TOKENS / lengths.output_mean, _FEWEST_REQUESTS, _MOST_REQUESTS))
     arena = Arena(StepTimes(model), profile.engine, bounds, poisson(lengths, count))
     return Contest(draft, arena, fused, shared)
+
+
+def _longest(profile: Profile, lengths: Lengths) -> int:
+    """The longest request that the engine can serve; raises InfeasibleError for too short a one."""
+    engine = profile.engine
+    kv_tokens = engine.kv_tokens - engine.block_size  # the last block may be part empty
+    if kv_tokens < lengths.input_mean + lengths.output_mean:
+        raise InfeasibleError(
+            f"a KV cache of {engine.kv_tokens} tokens cannot hold one request of"
+            f" {lengths.input_mean:.0f} + {lengths.output_mean:.0f} tokens"
+        )
+    return min(profile.model.max_model_len, kv_tokens)
 
 
 def _beats(contest: Contest, fixed: Played, table: Played) -> bool:

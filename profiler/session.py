@@ -19,6 +19,7 @@ from nexus.errors import EngineError, MismatchError, UserError
 from nexus.profiler.adaptive import WorstFirst
 from nexus.profiler.clocks import other_clock
 from nexus.profiler.points import Grid, Limits, core_points, gpu_points, kernel_points
+from nexus.profiles.documents import check_writable
 from nexus.profiles.schema import (
     Engine,
     KernelSample,
@@ -71,7 +72,9 @@ class Session:
         total = len(grid.points)
         done = total - len(coarse) - len(finer)
         worst_first = WorstFirst()
-        while (coarse or finer) and (time.monotonic() < deadline or not self._can_be_planned()):
+        while (coarse or finer) and (
+            time.monotonic() < deadline or (coarse and not self._can_be_planned())
+        ):
             point = coarse.pop(0) if coarse else worst_first.pick(finer)
             if point is None:
                 break
@@ -92,15 +95,16 @@ class Session:
             for sample in self.profile.measured
             if max(sample.prefill_sms, sample.decode_sms) == self.profile.machine.sms
         )
-        failed = sum(sample.error is not None for sample in self.profile.samples)
-        return failed > 0 or min(whole[mode] for mode in ("prefill", "decode", "fused")) >= 2
+        return min(whole[mode] for mode in ("prefill", "decode", "fused")) >= 2
 
     def _measure_again(self, deadline: float) -> None:
         """Once more, each sample whose clock was not that of the samples around it."""
         for sample in other_clock(self.profile.measured):
             if time.monotonic() > deadline:
                 return
-            point = next(point for point in self.grid().points if point.key == sample.key)
+            point = next((p for p in self.grid().points if p.key == sample.key), None)
+            if point is None:  # of an older grid
+                continue
             again = Sample(**self._call("nexus_measure", asdict(point)))
             if again.error is None:
                 self._keep(again)
@@ -139,6 +143,7 @@ def open_session(
     An existing profile at ``path`` is resumed; one of another model, machine or engine
     raises MismatchError unless ``fresh``. Raises EngineError when vLLM cannot start.
     """
+    check_writable(path)
     machine = this_machine()
     fingerprint = config_hash(model)
     before = read_profile(path) if path.exists() and not fresh else None

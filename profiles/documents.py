@@ -94,20 +94,34 @@ def document_hash(document: Any, schema: str) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds all of it or what it held before."""
+    """Write ``text`` so that ``path`` holds all of it or what it held before.
+
+    A link's target is written, not the link. Raises DocumentError.
+    """
+    target = path.resolve()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+            Path(temporary).chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
+            Path(temporary).replace(target)
         except BaseException:
             Path(temporary).unlink()
             raise
     except OSError as error:
         raise DocumentError(f"{path}: {error.strerror or error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise DocumentError where ``path`` could not be written, before work is done for it."""
+    if path.is_dir():
+        raise DocumentError(f"{path}: Is a directory")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise DocumentError(f"{path}: no folder {folder}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise DocumentError(f"{path}: Permission denied")
 
 
 def _is_table(value: Any) -> bool:

@@ -16,8 +16,9 @@ from nexus.profiles.documents import document_hash, read_document, write_documen
 PROFILE_SCHEMA = "nexus.profile/1"
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+MOST = 1 << 53  # whole numbers that a float holds exactly
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 Ms = Annotated[float, Field(gt=0)]
 Quantity = Annotated[float, Field(ge=0)]
 

@@ -23,7 +23,12 @@ CPU_KV_CACHE_BYTES = 1 << 30
 def with_defaults(
     options: Sequence[str], on_cpu: bool, model: Model | None = None, engine: Engine | None = None
 ) -> list[str]:
-    """``options`` and, where they do not say otherwise, the defaults above."""
+    """``options`` and, where they do not say otherwise, the defaults above.
+
+    Raises EngineError for --config beside a plan: what that file says would be overridden.
+    """
+    if engine is not None and _given(options, "--config"):
+        raise EngineError("--config cannot be combined with --table: give its options instead")
     added: list[str] = []
 
     def default(name: str, value: str | None = None) -> None:
@@ -43,7 +48,8 @@ def with_defaults(
             default("--dtype", "auto" if has_fast_bf16() else "float32")
         if not _given(options, "--gpu-memory-utilization"):
             default("--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES))
-        if not any(_given(options, f"--{kind}-parallel-size") for kind in ("tensor", "pipeline")):
+        parallel = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp")
+        if not any(_given(options, name) for name in parallel):
             default("--distributed-executor-backend", "uni")
     return [*options, *added]
 

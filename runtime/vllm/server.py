@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import socket
 from collections.abc import Sequence
 from contextlib import closing
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from nexus.errors import EngineError, UserError
 from nexus.planner.table import Plan, read_plan
+from nexus.profiles.documents import check_writable
 from nexus.profiles.schema import Machine
 from nexus.runtime.machine import check_machine, check_model, config_hash, this_machine
 from nexus.runtime.policy import PrefillOrder
@@ -37,7 +37,8 @@ def serve(
     anything is started when the plan does not fit the model or machine (unless ``force``),
     an option is refused, or the port is taken.
     """
-    tracing = None if trace is None else _begin_trace(trace, table)
+    if trace is not None:
+        _check_trace(trace, table)
     machine = this_machine()
     plan = None if table is None else read_plan(table)
     if plan is not None and not force:
@@ -53,6 +54,7 @@ def serve(
         _plug_in(arguments, plan, context, machine)
     _check_port(arguments)
     _check_engine(arguments, plan)
+    tracing = None if trace is None else ServeTrace(trace, begin=True)
     try:
         arguments.command.cmd(arguments)
     finally:
@@ -97,13 +99,12 @@ def _plug_in(
         plug_in_lane(arguments, plan, machine)
 
 
-def _begin_trace(trace: Path, table: Path | None) -> ServeTrace:
+def _check_trace(trace: Path, table: Path | None) -> None:
     if table is None:
         raise UserError("--trace needs --table: stock vLLM has no modes to trace")
-    try:
-        return ServeTrace(trace, begin=True)
-    except OSError as error:
-        raise UserError(f"cannot write {trace}: {error.strerror}") from error
+    if trace.resolve() == table.resolve():
+        raise UserError(f"--trace and --table are both {trace}")
+    check_writable(trace)
 
 
 def _check_engine(arguments: argparse.Namespace, plan: Plan | None) -> None:
@@ -119,6 +120,8 @@ def _check_engine(arguments: argparse.Namespace, plan: Plan | None) -> None:
         raise EngineError(f"vLLM: {one_line(error)}") from error
     finally:
         log.setLevel(level)
+    if plan is not None and not config.scheduler_config.enable_chunked_prefill:
+        raise EngineError("--no-enable-chunked-prefill cannot be combined with --table")
     if plan is not None and lane_modes(plan):
         refuse_unservable(config, plan)
 
@@ -136,4 +139,4 @@ def _check_port(arguments: argparse.Namespace) -> None:
             probe.bind((host, arguments.port))
         except OSError as error:
             where = f"port {arguments.port}" + (f" of {host}" if host else "")
-            raise EngineError(f"{where}: {os.strerror(error.errno or 0)}") from error
+            raise EngineError(f"{where}: {error.strerror}") from error

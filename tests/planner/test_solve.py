@@ -1,5 +1,7 @@
 """Plans from a CPU profile: bounds hold, states are covered, infeasible bounds are refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from nexus.errors import DocumentError, InfeasibleError
@@ -7,6 +9,8 @@ from nexus.planner.latency import check
 from nexus.planner.solve import make_plan
 from nexus.planner.table import Bounds, Table, Workload, read_plan, write_plan
 from nexus.planner.verdict import describe
+from nexus.profiles.schema import Engine, read_profile
+from nexus.profiles.shipped import shipped_profiles
 
 WORKLOAD = Workload(source="given means", input_tokens=200.0, output_tokens=60.0)
 
@@ -64,3 +68,19 @@ def test_verdict_is_one_paragraph(cpu_profile):
     assert "\n" not in text
     assert "requests/s" in text
     assert "no partitions" in text or "one mode for all loads" in text
+
+
+@pytest.mark.parametrize(
+    ("engine", "error", "told"),
+    [
+        (Engine(8192, 512, 16, kv_tokens=1), InfeasibleError, "cannot hold one request"),
+        (Engine(1, 512, 16, 10**6), DocumentError, "no fused step within"),
+    ],
+)
+def test_an_engine_too_small_for_any_request_is_said_so(
+    engine: Engine, error: type[Exception], told: str
+) -> None:
+    (path,) = [path for path in shipped_profiles() if path.stem == "qwen2.5-3b"]
+    profile = read_profile(path)
+    with pytest.raises(error, match=told):
+        make_plan(replace(profile, engine=engine), Bounds(1000, 25))

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.errors import DocumentError
-from nexus.profiles.documents import dump_document, parse_document, write_atomically
+from nexus.profiles.documents import (
+    check_writable,
+    dump_document,
+    parse_document,
+    write_atomically,
+)
 from nexus.profiles.schema import (
     PROFILE_SCHEMA,
     Engine,
@@ -148,11 +153,29 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_one_sample_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "profile.yaml"
+    path = tmp_path / "profile.yaml"
     write_profile(path, GOOD)
     rows = [line for line in path.read_text().splitlines() if line.startswith("- {mode: ")]
     assert len(rows) == 2
     assert read_profile(path) == GOOD
+
+
+def test_a_link_s_target_is_written(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.yaml", tmp_path / "target.yaml"
+    link.symlink_to(target)
+    write_profile(link, GOOD)
+    assert link.is_symlink()
+    assert read_profile(target) == GOOD
+
+
+def test_where_nothing_can_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new.yaml")
+    with pytest.raises(DocumentError, match="Is a directory"):
+        check_writable(tmp_path)
+    with pytest.raises(DocumentError, match="no folder"):
+        check_writable(tmp_path / "none" / "new.yaml")
+    with pytest.raises(DocumentError, match="No such file"):
+        write_profile(tmp_path / "none" / "new.yaml", GOOD)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

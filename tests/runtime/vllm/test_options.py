@@ -41,6 +41,12 @@ def test_what_the_user_gives_wins(given: list[str]) -> None:
     assert parse_serve("m", options).max_num_seqs == 8
 
 
+def test_a_config_file_is_not_overridden_in_silence() -> None:
+    with pytest.raises(EngineError, match="--config"):
+        with_defaults(["--config", "c.yaml"], on_cpu=False, model=MODEL, engine=ENGINE)
+    assert with_defaults(["--config", "c.yaml"], on_cpu=False) == ["--config", "c.yaml"]
+
+
 def test_a_cpu_gets_a_bounded_kv_cache_and_one_process() -> None:
     options = with_defaults([], on_cpu=True)
     assert value(options, "--kv-cache-memory-bytes") == str(1 << 30)
