@@ -73,7 +73,8 @@ def make_contest(
     provenance: Provenance,
 ) -> Contest:
     """The model, the modes and the requests that plans are judged with; raises as make_plan."""
-    lengths = lengths_of(workload).cut_to(_longest(profile, lengths_of(workload)))
+    asked = lengths_of(workload)
+    lengths = asked.cut_to(_longest(profile, asked))
     model = fit_model(profile)
     problem = Problem(model, profile.engine, bounds, lengths)
     fused = fused_modes(profile)

@@ -7,6 +7,7 @@ points that it has never seen.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nexus.profiles.schema import Engine, Sample, SampleMode
 
@@ -44,19 +45,9 @@ class Point:
             self.decode_context,
         )
 
-    def sample(self, **measured: object) -> Sample:
+    def sample(self, **measured: Any) -> Sample:
         """The sample of this point with what was measured there."""
-        return Sample(
-            mode=self.mode,
-            prefill_sms=self.prefill_sms,
-            decode_sms=self.decode_sms,
-            chunk=self.chunk,
-            prefill_context=self.prefill_context,
-            decode_batch=self.decode_batch,
-            decode_context=self.decode_context,
-            held_out=self.held_out,
-            **measured,  # type: ignore[arg-type]  # Sample validates them
-        )
+        return Sample(**vars(self), **measured)
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,11 @@ class Session:
 
     def _measure_again(self, deadline: float) -> None:
         """Once more, each sample whose clock was not that of the samples around it."""
+        points = {point.key: point for point in self.grid().points}
         for sample in other_clock(self.profile.measured):
             if time.monotonic() > deadline:
                 return
-            point = next((p for p in self.grid().points if p.key == sample.key), None)
+            point = points.get(sample.key)
             if point is None:  # of an older grid
                 continue
             again = Sample(**self._call("nexus_measure", asdict(point)))
