@@ -21,6 +21,7 @@ from nexus.profiles.schema import (
     Machine,
     Model,
     Ms,
+    Partitioner,
     Positive,
     Provenance,
     Quantity,
@@ -38,6 +39,8 @@ class Mode:
     ``fused``: decode and up to ``chunk`` prompt tokens in one batch, on all SMs.
     ``split``: prefill chunks of ``chunk`` on ``prefill_sms``, decode on ``decode_sms``.
     ``overlap``: prefill confined to ``prefill_sms``, decode on all SMs with priority.
+    Under MPS there are no priorities, and the two sides of a ``split`` are caps, which may add
+    up to more SMs than there are.
     """
 
     mode: Literal["fused", "split", "overlap"]
@@ -145,9 +148,34 @@ class Prediction:
     tbt_p95_ms: Quantity = 0.0
 
 
+Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Shares:
+    """What each of two engines gets for good, where MPS shares the device.
+
+    Percentages are of the SMs, as ``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` takes them;
+    ``_kv_tokens`` are the sizes of the KV caches in tokens.
+    """
+
+    prefill_percent: Percent
+    decode_percent: Percent
+    prefill_kv_tokens: Positive
+    decode_kv_tokens: Positive
+
+
+def percent_for(sms: int, total: int) -> int:
+    """The smallest whole percentage of ``total`` SMs that gives at least ``sms``."""
+    return -(-100 * sms // total)
+
+
 @dataclass(frozen=True, config=STRICT)
 class Plan:
-    """A complete, self-consistent lookup table with its provenance and predictions."""
+    """A complete, self-consistent lookup table with its provenance and predictions.
+
+    Under ``mps`` it has one mode, which every row names, and the ``shares`` that make it.
+    """
 
     provenance: Provenance
     profile_hash: str
@@ -161,13 +189,18 @@ class Plan:
     axes: Axes
     modes: Annotated[dict[str, Mode], Field(min_length=1)]
     rows: tuple[Row, ...]
+    partitioner: Partitioner = "green"
+    shares: Shares | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> "Plan":
         for name, mode in self.modes.items():
             if name != mode.name:
                 raise ValueError(f"mode {name!r} should be called {mode.name!r}")
-            if mode.prefill_sms + mode.decode_sms > self.machine.sms:
+            if max(mode.prefill_sms, mode.decode_sms) > self.machine.sms or (
+                self.partitioner == "green"
+                and mode.prefill_sms + mode.decode_sms > self.machine.sms
+            ):
                 raise ValueError(f"mode {name!r} wants more than {self.machine.sms} SMs")
         states = [row.state for row in self.rows]
         if sorted(states) != self.axes.states():
@@ -177,6 +210,21 @@ class Plan:
         for row in self.rows:
             if row.mode not in self.modes:
                 raise ValueError(f"row {row.state} names an unknown mode {row.mode!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _is_static_under_mps(self) -> "Plan":
+        if (self.partitioner == "mps") != (self.shares is not None):
+            raise ValueError(f"partitioner {self.partitioner} and its shares disagree")
+        if self.shares is None:
+            return self
+        if [mode.mode for mode in self.modes.values()] not in (["split"], ["overlap"]):
+            raise ValueError("a plan for MPS has one mode, a split or an overlap")
+        (mode,) = self.modes.values()
+        sms, total = (mode.prefill_sms, mode.decode_sms or self.machine.sms), self.machine.sms
+        percents = (self.shares.prefill_percent, self.shares.decode_percent)
+        if percents != tuple(percent_for(count, total) for count in sms):
+            raise ValueError(f"mode {mode.name!r} and its shares disagree")
         return self
 
     @property

@@ -25,6 +25,11 @@ Quantity = Annotated[float, Field(ge=0)]
 SampleMode = Literal["prefill", "decode", "fused", "split", "overlap"]
 KernelClass = Literal["gemm", "attention", "norm_activation", "kv_write", "sampling", "other"]
 
+# Who confines a phase to its SMs: green contexts inside one engine (on a CPU: its own cores), or
+# MPS, where each phase is an engine of its own. Documents leave the first, usual one, out.
+PartitionerName = Literal["green", "mps"]
+Partitioner = Annotated[PartitionerName, Field(exclude_if=lambda name: name == "green")]
+
 
 @dataclass(frozen=True, config=STRICT)
 class Machine:
@@ -146,7 +151,12 @@ class KernelSample:
 
 @dataclass(frozen=True, config=STRICT)
 class Profile:
-    """One model's measured step times on one machine."""
+    """One model's measured step times on one machine.
+
+    Under ``mps`` each phase ran in a process of its own, whose percentage of threads gave it the
+    SMs of each sample. A percentage is a cap: two that add up to more than the machine has
+    share what is over.
+    """
 
     provenance: Provenance
     machine: Machine
@@ -154,6 +164,7 @@ class Profile:
     engine: Engine
     samples: tuple[Sample, ...]
     kernels: tuple[KernelSample, ...] = ()
+    partitioner: Partitioner = "green"
 
     @model_validator(mode="after")
     def _fits_its_machine(self) -> "Profile":

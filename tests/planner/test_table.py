@@ -1,10 +1,12 @@
 """The lookup table: whole, rounded up, and honest about what is wrong with it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from nexus.errors import DocumentError
 from nexus.planner.table import (
@@ -15,13 +17,14 @@ from nexus.planner.table import (
     Plan,
     Prediction,
     Row,
+    Shares,
     Table,
     Workload,
     read_plan,
     write_plan,
 )
 from nexus.profiles.documents import dump_document
-from nexus.profiles.schema import Engine, Machine, Model, Provenance
+from nexus.profiles.schema import Engine, Machine, Model, PartitionerName, Provenance
 
 MODES = (
     Mode("fused", 64),
@@ -121,3 +124,53 @@ def test_a_bad_plan_is_refused_in_one_line(tmp_path: Path, old: str, new: str, t
 def test_axes_must_increase() -> None:
     with pytest.raises(ValueError, match="does not increase"):
         Axes((0, 0), (0,), (0,))
+
+
+ONE_STATE = Axes((0,), (1,), (0,))
+
+
+def static(mode: Mode, shares: Shares | None, partitioner: PartitionerName = "mps") -> Plan:
+    """A plan of one mode and one state."""
+    plan = plan_of(ONE_STATE, (Row(0, 1, 0, MODES[0].name),))
+    return replace(
+        plan,
+        modes={mode.name: mode},
+        rows=(Row(0, 1, 0, mode.name),),
+        partitioner=partitioner,
+        shares=shares,
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "shares"),
+    [
+        (Mode("split", 2048, 84, 48), Shares(64, 37, 50_000, 500_000)),
+        (Mode("split", 2048, 100, 66), Shares(76, 50, 50_000, 500_000)),
+        (Mode("overlap", 2048, 66), Shares(50, 100, 50_000, 500_000)),
+    ],
+)
+def test_a_plan_for_mps_is_static(tmp_path: Path, mode: Mode, shares: Shares) -> None:
+    write_plan(tmp_path / "plan.yaml", static(mode, shares))
+    plan = read_plan(tmp_path / "plan.yaml")
+    assert (plan.partitioner, plan.shares) == ("mps", shares)
+
+
+@pytest.mark.parametrize(
+    ("mode", "shares", "partitioner"),
+    [
+        (Mode("split", 2048, 84, 48), None, "mps"),
+        (Mode("split", 2048, 84, 48), Shares(64, 37, 1, 1), "green"),
+        (Mode("split", 2048, 84, 48), Shares(50, 37, 1, 1), "mps"),
+        (Mode("fused", 512), Shares(100, 100, 1, 1), "mps"),
+        (Mode("split", 2048, 100, 66), None, "green"),
+    ],
+)
+def test_shares_fit_their_partitioner(
+    mode: Mode, shares: Shares | None, partitioner: PartitionerName
+) -> None:
+    with pytest.raises(ValidationError):
+        static(mode, shares, partitioner)
+
+
+def test_a_plan_for_green_contexts_does_not_name_them() -> None:
+    assert "partitioner" not in dump_document(static(MODES[2], None, "green"), PLAN_SCHEMA)
