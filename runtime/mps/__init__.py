@@ -1,0 +1,1 @@
+"""One GPU shared by ordinary processes under CUDA MPS."""
