@@ -5,7 +5,7 @@ measured partition has a slowdown for both phases. Nothing is interpolated betwe
 A shape outside what was measured is timed from its edge, and said to be outside.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -67,8 +67,16 @@ class LatencyModel:
         return self.decode[sms].predict(shape)
 
     def prefill_curve(self, partition: Partition) -> StepCurve:
-        """Prefill alone, on the measured SM count nearest to the partition's."""
-        return self.prefill[min(self.prefill, key=lambda count: (abs(count - partition[1]), count))]
+        """Prefill alone, on the measured SM count nearest to its side of the partition."""
+        return self.prefill[_nearest(self.prefill, partition[1])]
+
+    def decode_curve(self, partition: Partition) -> StepCurve:
+        """Decode alone, on the measured SM count nearest to its side of the partition."""
+        return self.decode[_nearest(self.decode, partition[2])]
+
+    def recompute_curve(self, partition: Partition) -> StepCurve:
+        """Prefill alone on decode's side of the partition, or the nearest measured to it."""
+        return self.prefill[_nearest(self.prefill, partition[2])]
 
     def together(self, partition: Partition, shape: Shape) -> tuple[Floats, Floats, Bools]:
         """Times of a prefill step and of a decode step while both phases run.
@@ -99,6 +107,10 @@ class LatencyModel:
             np.where(no_prefill, decode[0], np.where(no_decode, prefill[0], fused[0])),
             np.where(no_prefill, decode[1], np.where(no_decode, prefill[1], fused[1])),
         )
+
+
+def _nearest(counts: Iterable[int], sms: int) -> int:
+    return min(counts, key=lambda count: (abs(count - sms), count))
 
 
 def fit_model(profile: Profile) -> LatencyModel:

@@ -9,9 +9,10 @@ import numpy as np
 
 from nexus.planner.engine import Chooser, ImaginedEngine
 from nexus.planner.fit import Bools, Floats
+from nexus.planner.pair import ImaginedPair
 from nexus.planner.sequence import Event, Patience, Sequence
 from nexus.planner.steptimes import StepTimes
-from nexus.planner.table import Bounds, Mode, Plan, Table
+from nexus.planner.table import Bounds, Mode, Plan, Shares, Table
 from nexus.planner.workload import Requests
 from nexus.profiles.schema import Engine
 from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, Policy, PrefillOrder, State
@@ -24,7 +25,8 @@ class System:
     """A server to be imagined: who chooses modes, and in which order prompts run.
 
     ``mode`` is a fixed one; without it, ``plan`` decides. ``stock``: the chunk is vLLM's
-    token budget, decodes included.
+    token budget, decodes included. ``shares``: two stock engines under MPS, capped to the
+    ``mode``'s SMs.
     """
 
     name: str
@@ -33,6 +35,7 @@ class System:
     order: PrefillOrder = "spf"
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
     stock: bool = False
+    shares: Shares | None = None
 
     def chooser(self) -> Chooser:
         """A fresh decision-maker."""
@@ -111,16 +114,7 @@ def simulate_while(
     record: bool = False,
 ) -> Run | None:
     """As ``simulate``; None when ``patience`` ran out."""
-    engine = ImaginedEngine(
-        times,
-        limits,
-        system.chooser(),
-        order=system.order,
-        aging_tokens_per_s=system.aging_tokens_per_s,
-        stock=system.stock,
-        record=record,
-        patience=patience,
-    )
+    engine = _engine(times, limits, system, patience, record)
     lengths = requests.lengths
     rows = zip(
         requests.arrivals_s.tolist(), lengths.inputs.tolist(), lengths.outputs.tolist(), strict=True
@@ -134,7 +128,28 @@ def simulate_while(
     return _outcome(engine, sequences, requests)
 
 
-def _outcome(engine: ImaginedEngine, sequences: list[Sequence], requests: Requests) -> Run:
+def _engine(
+    times: StepTimes, limits: Engine, system: System, patience: Patience | None, record: bool
+) -> ImaginedEngine | ImaginedPair:
+    if system.shares is not None:
+        assert system.mode is not None
+        mode, shares = system.mode, system.shares
+        return ImaginedPair(times, limits, mode, shares, record=record, patience=patience)
+    return ImaginedEngine(
+        times,
+        limits,
+        system.chooser(),
+        order=system.order,
+        aging_tokens_per_s=system.aging_tokens_per_s,
+        stock=system.stock,
+        record=record,
+        patience=patience,
+    )
+
+
+def _outcome(
+    engine: ImaginedEngine | ImaginedPair, sequences: list[Sequence], requests: Requests
+) -> Run:
     ends = np.array(engine.step_ends)
     first = np.array([sequence.spans[0][0] for sequence in sequences])
     last = np.array([sequence.spans[-1][1] for sequence in sequences])

@@ -13,7 +13,7 @@ import numpy as np
 from nexus.planner.curve import StepCurve
 from nexus.planner.fit import Ramp
 from nexus.planner.frontier import partition_in
-from nexus.planner.latency import LatencyModel
+from nexus.planner.latency import LatencyModel, Overhead
 from nexus.planner.sharing import FEW_KV, Partition, Slowdown
 from nexus.planner.table import Mode
 
@@ -60,9 +60,14 @@ def _unrolled(ramp: Ramp, most: float) -> list[float]:
 
 @dataclass(frozen=True)
 class LaneTimes:
-    """Times in one partition: a prefill alone, and each phase beside the other."""
+    """Times in one partition: each phase alone on its SMs, and beside the other.
+
+    ``recompute`` is a prefill alone on decode's SMs. Alone times have no overhead of a server.
+    """
 
     prefill_alone: Timer
+    decode_alone: Timer
+    recompute: Timer
     prefill: Timer
     decode: Timer
 
@@ -77,6 +82,11 @@ class StepTimes:
         self._prefill = timer(model.prefill[model.sms])
         self._decode = timer(model.decode[model.sms])
         self._lanes: dict[Partition, LaneTimes] = {}
+
+    @property
+    def overhead(self) -> Overhead:
+        """What a server takes beyond the worker's step."""
+        return self._model.overhead
 
     @property
     def max_chunk(self) -> int:
@@ -115,7 +125,13 @@ class StepTimes:
             alone = whole_decode(0, 0.0, batch, kv)
             return overhead_ms + alone * slow_decode(chunk, context, batch, kv)
 
-        return LaneTimes(prefill_alone, prefill_ms, decode_ms)
+        return LaneTimes(
+            prefill_alone=prefill_alone,
+            decode_alone=timer(model.decode_curve(partition)),
+            recompute=timer(model.recompute_curve(partition)),
+            prefill=prefill_ms,
+            decode=decode_ms,
+        )
 
 
 def _factor(slowdown: Slowdown) -> Timer:
