@@ -159,7 +159,7 @@ class Meter:
         """Both phases in steady state: a pass always queued, decode steps one ahead."""
         self._steps.begin(point.decode_batch, point.decode_context, CORUN_STEPS)
         row = self._row(point)
-        self._move_lane(lanes.prefill)
+        self._move_lane(lanes.prefill, point.chunk)
         decodes: list[torch.cuda.Event] = []
         passes: list[LanePass] = []
         with self._on(point, lanes):
@@ -201,7 +201,7 @@ class Meter:
         self._steps.begin(point.decode_batch, point.decode_context, MAX_REPEATS + WARM_UP)
         if point.mode == "prefill":
             row = self._row(point)
-            self._move_lane(lanes.prefill)
+            self._move_lane(lanes.prefill, point.chunk)
 
             def run_pass() -> torch.cuda.Event:
                 done = self._lane.forward([row]).done
@@ -217,10 +217,13 @@ class Meter:
 
         return run_step
 
-    def _move_lane(self, stream: torch.cuda.Stream) -> None:
+    def _move_lane(self, stream: torch.cuda.Stream, chunk: int) -> None:
+        """Passes of ``chunk`` tokens on ``stream``, as the graphs that the server has."""
         if stream != self._lane.stream:
+            self._lane.forget_graphs()
             torch.cuda.empty_cache()  # what one stream has freed, another cannot use
         self._lane.move_to(stream)
+        self._lane.capture([chunk])
 
     def _row(self, point: Point) -> Row:
         blocks = self._steps.reserve(point.prefill_context + point.chunk)

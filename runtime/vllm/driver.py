@@ -7,7 +7,7 @@ from typing import Protocol
 from vllm.logger import init_logger
 
 from nexus.planner.table import Mode
-from nexus.runtime.vllm.lane_queue import LaneQueue, Pass, Share
+from nexus.runtime.vllm.lane_queue import LaneQueue, Pass, Reaped, Share
 from nexus.runtime.vllm.lane_step import LaneReport, LaneStep
 from nexus.runtime.vllm.rows import Row
 
@@ -17,7 +17,9 @@ log = init_logger("vllm.nexus")  # below vLLM's own, whose handlers and level ar
 
 
 class Launcher(Protocol):
-    """Runs passes in the partition of a mode."""
+    """Runs passes in the partition of a mode, ``max_passes`` at once."""
+
+    max_passes: int
 
     def launch(self, mode: Mode, rows: Sequence[Row], *, fresh_context: bool) -> Pass:
         """Launch a pass; ``fresh_context``: a row reads KV that a step may still be writing."""
@@ -25,6 +27,14 @@ class Launcher(Protocol):
 
     def fence(self) -> Pass:
         """Over when everything launched so far is."""
+        ...
+
+    def ends_in_time(self, work: Pass) -> bool:
+        """Whether ``work`` should be over before a step that is scheduled now can begin."""
+        ...
+
+    def next_step_waits(self, work: Pass) -> None:
+        """Let the next step follow ``work``, on the device."""
         ...
 
     def sms(self, mode: Mode) -> tuple[int, int]:
@@ -39,15 +49,17 @@ class LaneDriver:
         self,
         launcher: Launcher,
         max_tokens: int,
+        max_rows: int,
         stuck_after_s: float = STUCK_AFTER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``max_tokens`` bounds a pass, whatever a mode's chunk."""
+        """``max_tokens`` and ``max_rows`` bound a pass, whatever a mode's chunk."""
         self._launcher = launcher
         self._max_tokens = max_tokens
+        self._max_rows = max_rows
         self._stuck_after_s = stuck_after_s
         self._clock = clock
-        self._queue = LaneQueue()
+        self._queue = LaneQueue(launcher.max_passes)
         self._mode: Mode | None = None
         self._progress_s = clock()
         self._failed: set[str] = set()
@@ -55,6 +67,7 @@ class LaneDriver:
         self._stuck = False
         self._lost: set[str] = set()
         self._in_force: Mode | None = None
+        self._polled = False
 
     @property
     def busy(self) -> bool:
@@ -78,25 +91,36 @@ class LaneDriver:
         return self._in_force
 
     def end_step(self) -> tuple[set[str], LaneReport | None]:
-        """The requests that left the lane, and a report if there is any news.
+        """Launch passes; the requests that left the lane, and a report if there is any news.
 
-        Launches at most one pass, so that steps and passes alternate on the host.
+        None is said to have left here once ``poll`` is in use, which the scheduler hears
+        from before it hears of this step.
         """
-        return self._look(launch=True)
+        under_way = self._queue.passes_under_way
+        reaped = Reaped() if self._polled else self._queue.reap()
+        self._queue.settle()
+        self._note_progress(under_way)
+        self._watch()
+        tokens = 0
+        while launched := self._launch():
+            tokens += launched
+        return reaped.finished, self._report(reaped, tokens)
 
     def poll(self) -> tuple[set[str], LaneReport | None]:
-        """As ``end_step``, between steps: launches nothing."""
-        return self._look(launch=False)
-
-    def _look(self, *, launch: bool) -> tuple[set[str], LaneReport | None]:
+        """What left the lane, asked before a step is scheduled, in the worker's process."""
+        self._polled = True
         under_way = self._queue.passes_under_way
-        reaped = self._queue.reap()
+        reaped = self._queue.reap(self._launcher.ends_in_time)
+        self._note_progress(under_way)
+        if reaped.under_way is not None:
+            self._launcher.next_step_waits(reaped.under_way)
+        return reaped.finished, self._report(reaped, 0)
+
+    def _note_progress(self, under_way: int) -> None:
         if self._queue.passes_under_way < under_way or under_way == 0:
             self._progress_s = self._clock()
-        tokens = 0
-        if launch:
-            self._watch()
-            tokens = self._launch()
+
+    def _report(self, reaped: Reaped, tokens: int) -> LaneReport | None:
         report = LaneReport(
             launched={k: v for k, v in self._launched.items() if k not in reaped.finished},
             tokens=tokens,
@@ -108,13 +132,13 @@ class LaneDriver:
         self._failed -= reaped.finished
         self._lost, self._launched = set(), {}
         news = report.launched or reaped.finished or report.lost or report.sms
-        return reaped.finished, report if news else None
+        return report if news else None
 
     def _launch(self) -> int:
         """Launch a pass if there is cause; its tokens."""
         if self._mode is None or self._stuck:
             return 0
-        shares = self._queue.take(min(self._mode.chunk, self._max_tokens))
+        shares = self._queue.take(min(self._mode.chunk, self._max_tokens), self._max_rows)
         if not shares:
             return 0
         try:

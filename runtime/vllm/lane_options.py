@@ -7,7 +7,7 @@ from typing import Any
 from nexus.errors import EngineError
 from nexus.planner.table import Plan
 from nexus.profiles.schema import Machine
-from nexus.runtime.vllm.lane import refuse_unsupported
+from nexus.runtime.vllm.unsupported import refuse_unsupported
 
 WORKER = "nexus.runtime.vllm.worker.LaneWorker"
 

@@ -5,14 +5,11 @@ Knows no engine and no clock: a pass is anything that can say whether it is over
 
 from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from nexus.runtime.vllm.rows import Row
-
-MAX_PASSES = 2
-"""Passes under way at once: the device never waits for the host to launch the next."""
 
 
 class Pass(Protocol):
@@ -80,17 +77,19 @@ class Reaped:
     """Prompts that left the lane.
 
     ``finished``: ids of all of them, the cancelled included. ``returned``: of those that the
-    lane gave up, the number of the request's tokens that are in the KV cache.
+    lane gave up, the number of the request's tokens that are in the KV cache. ``under_way``:
+    the pass that some left before its end, if any did.
     """
 
     finished: set[str] = field(default_factory=set)
     returned: dict[str, int] = field(default_factory=dict)
+    under_way: Pass | None = None
 
 
 class LaneQueue:
     """Prompts by rank; passes first in, first out."""
 
-    def __init__(self, max_passes: int = MAX_PASSES) -> None:
+    def __init__(self, max_passes: int) -> None:
         """``max_passes`` may be under way at once."""
         self.max_passes = max_passes
         self._jobs: dict[str, Job] = {}
@@ -139,14 +138,18 @@ class LaneQueue:
 
     def stranded(self) -> set[str]:
         """Ids of the requests in passes under way."""
-        return {job.prompt.req_id for _, jobs in self._passes for job in jobs}
+        jobs = [job for _, passed in self._passes for job in passed]
+        return {job.prompt.req_id for job in jobs if self._jobs.get(job.prompt.req_id) is job}
 
-    def take(self, chunk: int) -> list[Share]:
-        """The next pass: up to ``chunk`` tokens by rank; empty if none may be launched."""
+    def take(self, chunk: int, max_rows: int) -> list[Share]:
+        """The next pass: up to ``chunk`` tokens of ``max_rows`` prompts, by rank.
+
+        Empty if none may be launched.
+        """
         shares: list[Share] = []
         if len(self._passes) >= self.max_passes:
             return shares
-        for job in self._waiting:
+        for job in self._waiting[:max_rows]:
             if chunk <= 0:
                 break
             shares.append(Share(job, min(job.left, chunk)))
@@ -168,19 +171,38 @@ class LaneQueue:
             self._drop(share.job)
         self._run(shares, work)
 
-    def reap(self) -> Reaped:
-        """What left the lane since the last call."""
+    def settle(self) -> None:
+        """Forget the passes that are over."""
         while self._passes and self._passes[0][0].finished():
             for job in self._passes.popleft()[1]:
                 job.passes -= 1
-        reaped = Reaped()
-        for job in [job for job in self._jobs.values() if job.over]:
+
+    def reap(self, ends_in_time: Callable[[Pass], bool] | None = None) -> Reaped:
+        """What left the lane since the last call.
+
+        With ``ends_in_time``, prompts leave during their last pass where that holds of it:
+        who takes them up then waits for the pass.
+        """
+        self.settle()
+        over = [job for job in self._jobs.values() if job.over]
+        under_way = None
+        if ends_in_time is not None and self._passes:
+            work, jobs = self._passes[0]
+            ending = [job for job in jobs if self._ends_with_its_pass(job)]
+            if ending and ends_in_time(work):
+                over, under_way = over + ending, work
+        reaped = Reaped(under_way=under_way)
+        for job in over:
             prompt = job.prompt
             del self._jobs[prompt.req_id]
             reaped.finished.add(prompt.req_id)
             if job.returned and not job.cancelled:
                 reaped.returned[prompt.req_id] = prompt.context + job.launched
         return reaped
+
+    def _ends_with_its_pass(self, job: Job) -> bool:
+        here = self._jobs.get(job.prompt.req_id) is job
+        return here and job.passes == 1 and job.left == 0 and not (job.cancelled or job.returned)
 
     def _run(self, shares: Sequence[Share], work: Pass) -> None:
         for share in shares:

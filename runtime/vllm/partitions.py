@@ -4,7 +4,7 @@ Changing from one to another costs an event wait on the device and nothing on th
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +17,12 @@ from nexus.planner.table import Mode, Plan
 from nexus.runtime.partition.green import GreenContexts, Lanes
 from nexus.runtime.vllm.decode import DecodeLane
 from nexus.runtime.vllm.driver import Launcher
-from nexus.runtime.vllm.graph_sizes import graph_sizes
-from nexus.runtime.vllm.lane import LanePass, PrefillLane
+from nexus.runtime.vllm.foresight import Foresight, TimedPass
+from nexus.runtime.vllm.graph_sizes import graph_sizes, pass_sizes
+from nexus.runtime.vllm.lane import PrefillLane
 from nexus.runtime.vllm.lane_queue import Pass
 from nexus.runtime.vllm.rows import Row
 from nexus.runtime.vllm.trace import PASSES, ServeTrace
-
-_Tell = Callable[[torch.cuda.Event, torch.cuda.Event], None]
 
 
 @dataclass(frozen=True)
@@ -48,32 +47,15 @@ class Fence:
         return bool(self._event.query())
 
 
-class TracedPass:
-    """A pass that goes to a trace when it is over, with the device's own times."""
-
-    def __init__(self, begun: torch.cuda.Event, work: LanePass, tell: _Tell) -> None:
-        """``begun`` was recorded before ``work``; ``tell`` gets both when they are over."""
-        self._begun = begun
-        self._work = work
-        self._tell: _Tell | None = tell
-
-    def finished(self) -> bool:
-        """Whether the pass is over."""
-        if not self._work.finished():
-            return False
-        if self._tell is not None and self._work.done is not None:
-            self._tell(self._begun, self._work.done)
-        self._tell = None
-        return True
-
-
 class Partitions(Launcher):
     """Every split and overlap of a plan, realized in one worker."""
+
+    max_passes = 2  # so that the device never waits for the host to launch the next
 
     def __init__(
         self, runner: Any, lane: PrefillLane, plan: Plan, trace: ServeTrace | None
     ) -> None:
-        """Make partitions, capture graphs, and run each once; passes go to ``trace`` if any.
+        """Make partitions and capture graphs; passes go to ``trace`` if there is one.
 
         Raises PartitionError where the driver gives other SMs than the plan was made for.
         """
@@ -82,16 +64,17 @@ class Partitions(Launcher):
         self._contexts = GreenContexts(runner.device.index or 0)
         self._graphs: dict[int, tuple[Any, int]] = {}
         self._on: tuple[torch.cuda.Stream, Any | None] | None = None
-        self._trace: ServeTrace | None = None  # the warm-up is not traced
+        self._trace = trace
+        self._foresight = Foresight()
+        self._awaited: list[torch.cuda.Event] = []
         free = torch.cuda.mem_get_info(runner.device)[0]
         start = time.perf_counter()
         modes = [mode for mode in plan.modes.values() if mode.mode != "fused"]
         self._places = {mode.name: self._place(mode, plan, runner) for mode in modes}
-        self._capture_s = time.perf_counter() - start
-        self._warm_up(modes, runner)
+        self._decode_s = time.perf_counter() - start
+        self._capture_passes(modes)
         self._total_s = time.perf_counter() - start
         self._bytes = free - torch.cuda.mem_get_info(runner.device)[0]
-        self._trace = trace
         self._zero = torch.cuda.Event(enable_timing=True)
         self._zero.record()
         self._zero.synchronize()
@@ -101,9 +84,9 @@ class Partitions(Launcher):
         """What was made, and what it cost."""
         graphs = sum(len(graphs.graphs) for graphs, _ in self._graphs.values())
         return (
-            f"{', '.join(self._places)}; {graphs} decode graphs; partitions and graphs took"
-            f" {self._capture_s:.1f} s, warm-up {self._total_s - self._capture_s:.1f} s,"
-            f" {self._bytes / 2**30:.2f} GiB"
+            f"{', '.join(self._places)}; partitions and {graphs} decode graphs took"
+            f" {self._decode_s:.1f} s, {self._lane.num_graphs} prefill graphs"
+            f" {self._total_s - self._decode_s:.1f} s; {self._bytes / 2**30:.2f} GiB"
         )
 
     def sms(self, mode: Mode) -> tuple[int, int]:
@@ -119,21 +102,31 @@ class Partitions(Launcher):
         if fresh_context:
             after = torch.cuda.Event()
             after.record()
-        if self._trace is None:
-            return self._lane.forward(rows, after)
         begun = torch.cuda.Event(enable_timing=True)
         begun.record(stream)
-        return TracedPass(begun, self._lane.forward(rows, after), partial(self._tell, mode, rows))
-
-    def _tell(
-        self, mode: Mode, rows: Sequence[Row], begun: torch.cuda.Event, done: torch.cuda.Event
-    ) -> None:
-        assert self._trace is not None
-        start_s, end_s = (
-            self._zero_s + self._zero.elapsed_time(event) / 1e3 for event in (begun, done)
-        )
         tokens = sum(len(row.tokens) for row in rows)
-        self._trace.span(PASSES, mode.name, start_s, end_s, prompts=len(rows), tokens=tokens)
+        key = (mode.name, self._lane.padded(tokens))
+        over = partial(self._over, prompts=len(rows), tokens=tokens)
+        return TimedPass(key, begun, self._lane.forward(rows, after), over)
+
+    def _over(self, work: TimedPass, *, prompts: int, tokens: int) -> None:
+        self._foresight.pass_over(work)
+        if self._trace is not None:
+            start_s, end_s = (
+                self._zero_s + self._zero.elapsed_time(event) / 1e3
+                for event in (work.begun, work.done)
+            )
+            name, _ = work.key
+            self._trace.span(PASSES, name, start_s, end_s, prompts=prompts, tokens=tokens)
+
+    def ends_in_time(self, work: Pass) -> bool:
+        """As the launches so far went."""
+        return isinstance(work, TimedPass) and self._foresight.ends_in_time(work)
+
+    def next_step_waits(self, work: Pass) -> None:
+        """By an event on the device."""
+        assert isinstance(work, TimedPass)
+        self._awaited.append(work.done)
 
     def fence(self) -> Fence:
         """Over when every pass launched so far is."""
@@ -146,15 +139,28 @@ class Partitions(Launcher):
         if mode is None:
             self._decode.leave()
             self._on = None
+            self._foresight.forget_steps()
         else:
             place = self._places[mode.name]
             self._on = (place.lanes.decode, _graphs_for(place, scheduler_output))
-        with self.same_step():
+        with self._running():
+            for done in self._awaited:
+                torch.cuda.current_stream().wait_event(done)
+            self._awaited.clear()
             yield
 
     @contextmanager
     def same_step(self) -> Iterator[None]:
         """The second half of the step before."""
+        with self._running():
+            yield
+            if self._on is not None:
+                end = torch.cuda.Event(enable_timing=True)
+                end.record()
+                self._foresight.step_launched(end)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
         if self._on is None:
             yield
             return
@@ -193,21 +199,12 @@ class Partitions(Launcher):
             self._graphs[key] = (graphs, max(sizes, default=0))
         return self._graphs[key]
 
-    def _warm_up(self, modes: Sequence[Mode], runner: Any) -> None:
-        """One pass in each partition: the first on a stream allocates its memory."""
-        longest = int(runner.vllm_config.model_config.max_model_len) - 1
+    def _capture_passes(self, modes: Sequence[Mode]) -> None:
+        """Graphs of every pass; the first on a stream also allocates what libraries need."""
         for mode in modes:
             chunk = min(mode.chunk, self._lane.max_tokens)
-            lengths = [longest] * (chunk // longest) + [chunk % longest]
-            rows = [self._null_row(length, runner) for length in lengths if length]
-            self.launch(mode, rows, fresh_context=False)
-            self._places[mode.name].lanes.prefill.synchronize()
-
-    def _null_row(self, length: int, runner: Any) -> Row:
-        """A row that writes to vLLM's null block, which no request reads."""
-        groups = runner.kv_cache_config.kv_cache_groups
-        sizes = [group.kv_cache_spec.block_size for group in groups]
-        return Row([0] * length, 0, tuple([0] * -(-length // size) for size in sizes))
+            self._lane.move_to(self._places[mode.name].lanes.prefill)
+            self._lane.capture(pass_sizes(chunk))
 
 
 def _graphs_for(place: _Place, scheduler_output: Any) -> Any | None:

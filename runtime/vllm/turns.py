@@ -27,6 +27,8 @@ class Over:
 class TakingTurns(Launcher):
     """On a CPU: no partition, every mode alike."""
 
+    max_passes = 1
+
     def __init__(self, lane: PrefillLane, trace: ServeTrace | None) -> None:
         """``lane`` runs the passes, which go to ``trace`` if there is one."""
         self._lane = lane
@@ -56,6 +58,15 @@ class TakingTurns(Launcher):
     def fence(self) -> Pass:
         """Nothing is ever under way."""
         return Over()
+
+    @override
+    def ends_in_time(self, work: Pass) -> bool:
+        """No step is ever scheduled during a pass."""
+        return False
+
+    @override
+    def next_step_waits(self, work: Pass) -> None:
+        """It does in any case."""
 
     @contextmanager
     def step(self, _mode: Mode | None, _scheduler_output: Any) -> Iterator[None]:

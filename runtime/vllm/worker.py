@@ -45,7 +45,7 @@ class LaneWorker(_Worker):
 
             plan = read_plan(context.table)
             self._nexus_lanes = Partitions(self.model_runner, lane, plan, trace)
-        self._nexus_driver = LaneDriver(self._nexus_lanes, lane.max_tokens)
+        self._nexus_driver = LaneDriver(self._nexus_lanes, lane.max_tokens, lane.max_rows)
         connector = get_kv_transfer_group()
         assert isinstance(connector, LaneConnector)
         connector.driver = self._nexus_driver

@@ -22,8 +22,12 @@ class Work:
 class Device(Launcher):
     """Passes that end when the test says so."""
 
+    max_passes = 2
+
     def __init__(self) -> None:
         self.works: list[Work] = []
+        self.awaited: list[Work] = []
+        self.foreseen = False
 
     def launch(self, mode: Mode, rows: Sequence[Any], *, fresh_context: bool) -> Work:
         self.works.append(Work())
@@ -31,6 +35,12 @@ class Device(Launcher):
 
     def fence(self) -> Work:
         return Work()
+
+    def ends_in_time(self, work: Any) -> bool:
+        return self.foreseen
+
+    def next_step_waits(self, work: Any) -> None:
+        self.awaited.append(work)
 
     def sms(self, mode: Mode) -> tuple[int, int]:
         return mode.prefill_sms, 5
@@ -42,27 +52,42 @@ def prompt(name: str, tokens: int = 200) -> LanePrompt:
 
 def test_a_partition_stays_until_its_pass_is_over() -> None:
     device = Device()
-    driver = LaneDriver(device, max_tokens=1000)
+    driver = LaneDriver(device, max_tokens=1000, max_rows=8)
     assert driver.begin_step(LaneStep(FUSED)) is None
     assert driver.end_step() == (set(), None)
     assert driver.begin_step(LaneStep(OVERLAP, [prompt("a")])) == OVERLAP
     left, report = driver.end_step()
     assert report is not None
-    assert (left, report.launched, report.tokens, report.sms) == (set(), {"a": 64}, 64, (3, 5))
+    assert (left, report.launched, report.tokens, report.sms) == (set(), {"a": 128}, 128, (3, 5))
     assert driver.begin_step(LaneStep(FUSED)) == OVERLAP
     driver.end_step()
-    assert len(device.works) == 1  # what was not launched is fused now
-    device.works[0].over = True
+    assert len(device.works) == 2  # what was not launched is fused now
+    device.works[0].over = device.works[1].over = True
     left, report = driver.poll()
     assert report is not None
-    assert (left, report.returned) == ({"a"}, {"a": 64})
+    assert (left, report.returned) == ({"a"}, {"a": 128})
     assert driver.begin_step(LaneStep(FUSED)) is None
+
+
+def test_a_prompt_is_handed_over_before_its_pass_is_over_and_the_step_waits() -> None:
+    device = Device()
+    driver = LaneDriver(device, max_tokens=1000, max_rows=8)
+    driver.begin_step(LaneStep(OVERLAP, [prompt("a", 60)]))
+    driver.end_step()
+    assert driver.poll()[0] == set()
+    device.foreseen = True
+    assert driver.end_step()[0] == set()  # the step now under way cannot take it up
+    assert driver.poll()[0] == {"a"}
+    assert device.awaited == device.works
+    assert not driver.busy
 
 
 def test_a_stuck_lane_is_noticed_and_takes_nothing_more() -> None:
     seconds = 0.0
     device = Device()
-    driver = LaneDriver(device, max_tokens=1000, stuck_after_s=10, clock=lambda: seconds)
+    driver = LaneDriver(
+        device, max_tokens=1000, max_rows=8, stuck_after_s=10, clock=lambda: seconds
+    )
     driver.begin_step(LaneStep(OVERLAP, [prompt("a", 64), prompt("b", 64)]))
     driver.end_step()
     seconds = 9.0

@@ -1,12 +1,14 @@
-"""Batch sizes of a partition's decode graphs."""
+"""Sizes of a partition's graphs."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nexus.planner.table import Mode, Plan, read_plan
-from nexus.runtime.vllm.graph_sizes import MAX_GRAPHS, graph_sizes
+from nexus.runtime.vllm.graph_sizes import MAX_GRAPHS, graph_sizes, pass_sizes
 
 STOCK = [1, 2, 4, *range(8, 257, 8)]
 SPLIT = Mode("split", 96, prefill_sms=1, decode_sms=1)
@@ -36,3 +38,13 @@ def test_batches_beyond_the_grid_are_covered_too(plan: Plan) -> None:
 def test_no_graphs_for_a_mode_that_no_state_names(plan: Plan) -> None:
     assert graph_sizes(plan, {"split-9-9"}, STOCK) == []
     assert graph_sizes(plan, {SPLIT.name}, []) == []
+
+
+@given(st.integers(1, 16384), st.integers(1, 16384))
+def test_every_pass_has_a_graph_that_is_little_longer(chunk: int, tokens: int) -> None:
+    sizes = pass_sizes(chunk)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == chunk
+    if 64 <= tokens <= chunk:
+        padded = next(size for size in sizes if size >= tokens)
+        assert padded - tokens < max(128, tokens / 8 + 1)

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.runtime.vllm.lane_queue import MAX_PASSES, LanePrompt, LaneQueue
+from nexus.runtime.vllm.lane_queue import LanePrompt, LaneQueue
 from nexus.runtime.vllm.rows import Row
+
+MAX_PASSES = 2
 
 
 @dataclass
@@ -24,7 +26,7 @@ def prompt(name: str, tokens: int, rank: float = 0.0, context: int = 0) -> LaneP
 
 
 def launch(queue: LaneQueue, chunk: int) -> Work | None:
-    shares = queue.take(chunk)
+    shares = queue.take(chunk, max_rows=8)
     if not shares:
         return None
     work = Work([share.row for share in shares])
@@ -33,7 +35,7 @@ def launch(queue: LaneQueue, chunk: int) -> Work | None:
 
 
 def test_short_prompts_share_a_pass_and_long_ones_take_several() -> None:
-    queue = LaneQueue()
+    queue = LaneQueue(MAX_PASSES)
     queue.add(prompt("long", 100, rank=3, context=16))
     queue.add(prompt("a", 20, rank=1))
     queue.add(prompt("b", 30, rank=2))
@@ -55,7 +57,7 @@ def test_short_prompts_share_a_pass_and_long_ones_take_several() -> None:
 
 
 def test_a_cancelled_prompt_leaves_when_its_passes_are_over() -> None:
-    queue = LaneQueue()
+    queue = LaneQueue(MAX_PASSES)
     queue.add(prompt("a", 100))
     work = launch(queue, 10)
     assert work is not None
@@ -69,7 +71,7 @@ def test_a_cancelled_prompt_leaves_when_its_passes_are_over() -> None:
 
 
 def test_withdrawn_prompts_go_on_elsewhere_from_where_they_were() -> None:
-    queue = LaneQueue()
+    queue = LaneQueue(MAX_PASSES)
     queue.add(prompt("a", 100, rank=1, context=32))
     queue.add(prompt("b", 100, rank=2))
     work = launch(queue, 60)
@@ -81,7 +83,7 @@ def test_withdrawn_prompts_go_on_elsewhere_from_where_they_were() -> None:
 
 
 def test_a_prompt_near_its_end_is_not_withdrawn() -> None:
-    queue = LaneQueue()
+    queue = LaneQueue(MAX_PASSES)
     queue.add(prompt("a", 100, rank=1))
     queue.add(prompt("b", 20, rank=2))
     first = launch(queue, 60)
@@ -96,16 +98,46 @@ def test_a_prompt_near_its_end_is_not_withdrawn() -> None:
 
 
 def test_a_failed_launch_waits_for_what_ran_of_it() -> None:
-    queue = LaneQueue()
+    queue = LaneQueue(MAX_PASSES)
     queue.add(prompt("a", 100, context=5))
     first = launch(queue, 60)
     assert first is not None
     fence = Work()
-    queue.failed(queue.take(60), fence)
+    queue.failed(queue.take(60, max_rows=8), fence)
     first.over = True
     assert queue.reap().finished == set()
     fence.over = True
     assert queue.reap().returned == {"a": 65}
+
+
+def test_a_pass_has_room_for_so_many_prompts() -> None:
+    queue = LaneQueue(MAX_PASSES)
+    for rank in range(10):
+        queue.add(prompt(chr(40 + rank), 5, rank=rank))
+    work = launch(queue, 64)
+    assert work is not None
+    assert len(work.rows) == 8
+
+
+def test_a_prompt_leaves_during_its_last_pass_if_that_ends_in_time() -> None:
+    queue = LaneQueue(MAX_PASSES)
+    queue.add(prompt("a", 40, rank=1))
+    queue.add(prompt("b", 60, rank=2))
+    first = launch(queue, 64)
+    second = launch(queue, 64)
+    assert first is not None
+    assert second is not None
+    assert queue.reap(lambda _: False).finished == set()
+    reaped = queue.reap(lambda work: work is first)
+    assert (reaped.finished, reaped.under_way) == ({"a"}, first)  # b has another pass to go
+    assert queue.reap(lambda work: work is first).under_way is None
+    queue.add(prompt("a", 10, rank=1))  # preempted, and back before the pass is over
+    first.over = True
+    queue.cancel("b")
+    assert queue.reap(lambda _: True).finished == set()  # who is cancelled waits for the end
+    second.over = True
+    assert queue.reap(lambda _: True).finished == {"b"}
+    assert len(queue) == 1
 
 
 ACTIONS = st.lists(
@@ -120,7 +152,7 @@ ACTIONS = st.lists(
 
 @given(ACTIONS)
 def test_every_prompt_leaves_once_and_is_computed_in_order(actions: list[tuple[str, int]]) -> None:
-    queue = LaneQueue()
+    queue = LaneQueue(MAX_PASSES)
     works: list[Work] = []
     prompts: dict[str, LanePrompt] = {}
     computed: dict[str, int] = {}
@@ -150,7 +182,7 @@ def test_every_prompt_leaves_once_and_is_computed_in_order(actions: list[tuple[s
         elif action == "launch" and (work := launch(queue, number)):
             assert sum(len(row.tokens) for row in work.rows) <= number
             run(work)
-        elif action == "fail" and (shares := queue.take(number)):
+        elif action == "fail" and (shares := queue.take(number, max_rows=8)):
             works.append(Work())
             queue.failed(shares, works[-1])
         elif action == "end":

@@ -1,0 +1,86 @@
+"""Which passes end before the next step, by the times of those before them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from nexus.runtime.vllm.foresight import Foresight, TimedPass
+from nexus.runtime.vllm.lane import LanePass
+
+KEY = ("overlap-100", 512)
+
+
+class Device:
+    """Virtual time, in milliseconds."""
+
+    now = 0.0
+
+
+@dataclass
+class Event:
+    device: Device
+    at: float
+
+    def query(self) -> bool:
+        return self.at <= self.device.now
+
+    def elapsed_time(self, later: "Event") -> float:
+        assert self.query()
+        assert later.query()
+        return later.at - self.at
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+def passed(device: Device, begun: float, done: float, seen: Foresight) -> TimedPass:
+    events: list[Any] = [Event(device, begun), Event(device, done)]
+    return TimedPass(KEY, events[0], LanePass(events[1]), seen.pass_over)
+
+
+def experienced(device: Device, step: float, work: float) -> Foresight:
+    """After a pass, and steps end to end until now."""
+    seen = Foresight()
+    for end in range(4):
+        event: Any = Event(device, end * step)
+        device.now = end * step
+        seen.step_launched(event)
+    assert passed(device, device.now - work, device.now, seen).finished()
+    return seen
+
+
+def test_a_pass_that_ends_during_the_step_under_way_ends_in_time(device: Device) -> None:
+    seen = experienced(device, step=10, work=25)
+    last = device.now
+    upcoming: Any = Event(device, last + 10)
+    seen.step_launched(upcoming)
+    assert seen.ends_in_time(passed(device, last - 16, last + 9, seen))
+    assert not seen.ends_in_time(passed(device, last - 14, last + 11, seen))
+    assert not seen.ends_in_time(passed(device, last + 5, last + 30, seen))  # not begun
+    assert not seen.ends_in_time(passed(device, last - 80, last + 90, seen))  # what is it doing?
+
+
+def test_nothing_is_foretold_without_experience(device: Device) -> None:
+    fresh = Foresight()
+    device.now = 10.0
+    assert not fresh.ends_in_time(passed(device, 0, 11, fresh))
+    seen = experienced(device, step=10, work=25)
+    assert not seen.ends_in_time(passed(device, 10, 31, seen))  # no step under way
+    upcoming: Any = Event(device, device.now + 10)
+    seen.step_launched(upcoming)
+    seen.forget_steps()
+    assert not seen.ends_in_time(passed(device, 10, 31, seen))
+
+
+def test_a_pass_is_told_of_once(device: Device) -> None:
+    seen: list[TimedPass] = []
+    events: list[Any] = [Event(device, 0), Event(device, 5)]
+    work = TimedPass(KEY, events[0], LanePass(events[1]), seen.append)
+    assert not work.finished()
+    device.now = 6
+    assert work.finished()
+    assert work.finished()
+    assert seen == [work]
