@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nexus.planner.problem import Problem
-from nexus.planner.table import Axes, Mode, Plan, Prediction, Row
+from nexus.planner.table import Axes, Mode, Plan, Prediction, Row, Shares
 from nexus.profiles.schema import Profile, Provenance, held_in
 
 PlanPolicy = Literal["nexus", "nexus-paper", "fixed"]
@@ -24,8 +24,17 @@ class Draft:
     axes: Axes
     provenance: Provenance
 
-    def plan(self, modes: list[Mode], rows: tuple[Row, ...], policy: PlanPolicy) -> Plan:
-        """The plan with these rows; modes that no row names are left out."""
+    def plan(
+        self,
+        modes: list[Mode],
+        rows: tuple[Row, ...],
+        policy: PlanPolicy,
+        shares: Shares | None = None,
+    ) -> Plan:
+        """The plan with these rows; modes that no row names are left out.
+
+        With ``shares`` it is one for MPS.
+        """
         used = {row.mode for row in rows}
         profile = self.profile
         return Plan(
@@ -41,6 +50,8 @@ class Draft:
             axes=self.axes,
             modes={mode.name: mode for mode in modes if mode.name in used},
             rows=rows,
+            partitioner="mps" if shares else "green",
+            shares=shares,
         )
 
 

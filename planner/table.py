@@ -132,6 +132,7 @@ class Prediction:
     bounds: of the plan, of the best stock vLLM (``baseline``), and of the best single mode
     (``best_fixed``). ``limit_per_s`` is the fluid program's bound on any plan of these modes.
     Times are simulated at ``rate_per_s``: the mean TTFT and gap, and their 95th percentiles.
+    ``dynamic_capacity_per_s`` is that of the dynamic plan, where the plan is a static share.
     """
 
     capacity_per_s: Quantity
@@ -146,6 +147,7 @@ class Prediction:
     rate_per_s: Quantity = 0.0
     ttft_p95_ms: Quantity = 0.0
     tbt_p95_ms: Quantity = 0.0
+    dynamic_capacity_per_s: Annotated[Quantity, Field(exclude_if=lambda rate: rate == 0.0)] = 0.0
 
 
 Percent = Annotated[int, Field(ge=1, le=100)]

@@ -1,6 +1,6 @@
 """The plan in one paragraph of plain text."""
 
-from nexus.planner.table import Plan, Prediction
+from nexus.planner.table import Plan, Prediction, Shares
 from nexus.profiles.schema import Profile
 
 _WORTH_SAYING = 0.02
@@ -51,6 +51,8 @@ def _against(plan: Plan) -> str:
     gain = said.capacity_per_s / said.baseline_capacity_per_s - 1.0
     if gain > _WORTH_SAYING:
         return f"{gain:+.0%} over {said.baseline_capacity_per_s:.3g} of {stock}"
+    if plan.shares is not None and gain < -_WORTH_SAYING:
+        return f"{gain:+.0%} against {said.baseline_capacity_per_s:.3g} of {stock}"
     return f"no more than {stock} does"
 
 
@@ -60,6 +62,8 @@ def _chunk_of(baseline: str) -> str:
 
 def _sharing(plan: Plan, profile: Profile) -> str:
     said = plan.prediction
+    if plan.shares is not None:
+        return _static(plan, plan.shares, profile)
     if plan.policy == "fixed":
         (mode,) = plan.modes
         return f"No table beats one mode for all loads here, so the plan is {mode} everywhere."
@@ -77,6 +81,27 @@ def _sharing(plan: Plan, profile: Profile) -> str:
         f"states with both phases, at {batches[0]} to {batches[-1]} decoding sequences; "
         f"elsewhere one batch is better.{single}"
     )
+
+
+def _static(plan: Plan, shares: Shares, profile: Profile) -> str:
+    """What one share for all loads is, and what it costs."""
+    (mode,), said = plan.modes.values(), plan.prediction
+    words = [
+        f"Under MPS two engines keep one share for all loads: prefill {shares.prefill_percent} % "
+        f"({mode.prefill_sms} SMs) in steps of {mode.chunk} tokens, decode "
+        f"{shares.decode_percent} % ({mode.decode_sms or plan.machine.sms} SMs)."
+    ]
+    dynamic = said.dynamic_capacity_per_s
+    if dynamic:
+        change = said.capacity_per_s / dynamic - 1.0
+        words.append(
+            f"That is {change:+.0%} against the {dynamic:.3g} requests/s of the dynamic plan "
+            "under green contexts."
+        )
+    if profile.partitioner != "mps":
+        words.append("Its step times were measured under green contexts, not under MPS.")
+    words.append("The hand-over from engine to engine is assumed, not measured.")
+    return " ".join(words)
 
 
 def _single(said: Prediction) -> str:

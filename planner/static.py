@@ -1,0 +1,126 @@
+"""A plan for MPS: one share for all loads, held by two stock engines.
+
+The percentage of a running MPS client cannot be changed, so what the planner can choose is one
+pair of percentages for the stated workload. It plays every share that was measured with two
+imagined engines, and says what the best of them sustains beside the dynamic plan.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from nexus.errors import InfeasibleError, UserError
+from nexus.planner.contest import Contest, Played
+from nexus.planner.predict import predict
+from nexus.planner.simulate import System
+from nexus.planner.solve import make_contest, make_plan
+from nexus.planner.static_table import static_table
+from nexus.planner.table import Bounds, Mode, Plan, Shares, Workload, percent_for
+from nexus.planner.workload import Lengths, Requests
+from nexus.profiles.schema import Model, Profile, Provenance
+
+_LONGEST_PROMPTS = 2  # that the prefill engine's KV cache holds: one computed, one being read
+_LEAST_DECODE = 0.5  # of all KV tokens that both engines hold
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1}
+
+
+@dataclass(frozen=True)
+class StaticPlan:
+    """The plan, and the dynamic one on the same profile or one of the same machine, if any."""
+
+    plan: Plan
+    dynamic: Plan | None
+
+
+def make_static_plan(
+    profile: Profile,
+    bounds: Bounds,
+    workload: Workload | Lengths | Requests,
+    *,
+    green: Profile | None,
+    rate: float | None = None,
+    command: str = "",
+    created: str | None = None,
+) -> StaticPlan:
+    """The best static share for ``workload`` under ``bounds``, measured under MPS or not.
+
+    ``green`` is a profile under green contexts, from which the dynamic plan is made; without
+    one there is nothing to compare with. Raises as ``make_plan``, and UserError when
+    ``profile`` holds no shares.
+    """
+    provenance = Provenance(
+        created=created or datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        software=dict(profile.provenance.software),
+    )
+    contest = make_contest(profile, bounds, workload, provenance)
+    if not contest.shared:
+        raise UserError("the profile has no samples of both phases at once: MPS needs some")
+    plan = _plan(contest, _best(contest, profile), rate)
+    if green is None:
+        return StaticPlan(plan, None)
+    at = plan.prediction.rate_per_s
+    dynamic = make_plan(green, bounds, workload, rate=at, created=created)
+    said = replace(plan.prediction, dynamic_capacity_per_s=dynamic.prediction.capacity_per_s)
+    return StaticPlan(replace(plan, prediction=said), dynamic)
+
+
+def shares_of(mode: Mode, profile: Profile) -> Shares:
+    """The percentages that give ``mode`` its SMs, and each engine's KV cache.
+
+    The prefill engine holds two of the longest prompts, the decode engine the rest. What one
+    engine's profile held as KV tokens has to hold a second copy of the weights too.
+    """
+    total = profile.machine.sms
+    room = profile.engine.kv_tokens
+    if profile.partitioner == "green":
+        room -= _weights_in_kv_tokens(profile.model)
+    prefill = min(_LONGEST_PROMPTS * profile.model.max_model_len, int((1 - _LEAST_DECODE) * room))
+    if min(prefill, room - prefill) < profile.engine.block_size:
+        raise InfeasibleError("the device's memory does not hold the model twice and a KV cache")
+    return Shares(
+        prefill_percent=percent_for(mode.prefill_sms, total),
+        decode_percent=percent_for(mode.decode_sms or total, total),
+        prefill_kv_tokens=prefill,
+        decode_kv_tokens=room - prefill,
+    )
+
+
+def static_system(mode: Mode, shares: Shares) -> System:
+    """The two engines, named by their percentages."""
+    name = f"mps-{shares.prefill_percent}-{shares.decode_percent}"
+    return System(name, mode=mode, order="fcfs", shares=shares)
+
+
+def _weights_in_kv_tokens(model: Model) -> int:
+    """About as many as the weights take the place of.
+
+    A profile does not hold the number of weights; a dense transformer layer has 10 to 18
+    times the hidden size squared.
+    """
+    weights = 16 * model.num_layers * model.hidden_size**2
+    kv_values = 2 * model.num_layers * model.num_kv_heads * model.head_size
+    return weights // kv_values
+
+
+def _best(contest: Contest, profile: Profile) -> Played:
+    """The share that sustains the highest rate, or meets the bounds most often."""
+    best: Played | None = None
+    for mode in contest.shared:
+        system = static_system(mode, shares_of(mode, profile))
+        if best is not None and best.good == 1.0 and not contest.arena.sustains(system, best.per_s):
+            continue
+        played = contest.play(system)
+        if best is None or contest.better(played, best):
+            best = played
+    assert best is not None
+    return best
+
+
+def _plan(contest: Contest, best: Played, rate: float | None) -> Plan:
+    mode, shares = best.system.mode, best.system.shares
+    assert mode is not None
+    alone = Contest(contest.draft, contest.arena, [], [mode])
+    axes, rows = static_table(contest.problem, contest.arena.times, mode, alone.limit.typical_level)
+    plan = replace(contest.draft, axes=axes).plan([mode], rows, "fixed", shares)
+    said = predict(alone, best, contest.best_stock(), best, rate)
+    return replace(plan, prediction=replace(said, best_fixed="", best_fixed_capacity_per_s=0.0))
