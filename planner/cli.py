@@ -10,8 +10,8 @@ from nexus.errors import UserError
 from nexus.planner.table import Bounds, Plan, Workload, read_plan, write_plan
 from nexus.planner.workload import Lengths, Requests, lengths_of, read_trace
 from nexus.profiles.documents import write_atomically
-from nexus.profiles.schema import read_profile
-from nexus.profiles.shipped import shipped_profiles
+from nexus.profiles.schema import Profile, read_profile
+from nexus.profiles.shipped import green_twin, shipped_profiles
 from nexus.runtime.policy import PrefillOrder
 from nexus.terminal import assume, command_line, err, now, profile_here
 
@@ -38,6 +38,13 @@ class Policy(StrEnum):
     nexus = "nexus"
     paper = "nexus-paper"
     fixed = "fixed"
+
+
+class PartitionerOption(StrEnum):
+    """Who confines the phases to their SMs."""
+
+    green = "green"
+    mps = "mps"
 
 
 class Export(StrEnum):
@@ -76,6 +83,10 @@ def plan(
     max_partitions: Annotated[
         int, typer.Option(help="SM partitions to keep; each costs memory.", min=0, max=16)
     ] = 4,
+    partitioner: Annotated[
+        PartitionerOption,
+        typer.Option(help="Green contexts, or MPS: two stock engines with one static share."),
+    ] = PartitionerOption.green,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
         "plan.yaml"
     ),
@@ -102,6 +113,11 @@ def plan(
             typer.echo(line)
         return
     workload = _workload(trace, input_tokens, output_tokens) or ASSUMED
+    if partitioner is PartitionerOption.mps:
+        if export is not None or policy is not Policy.nexus:
+            raise UserError("--partitioner mps has one static share: no --export, no --policy")
+        _plan_static(measured, Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms), workload, rate, output)
+        return
     with err.status("planning"):
         made = make_plan(
             measured,
@@ -123,6 +139,32 @@ def plan(
     write_plan(output, made)
     typer.echo(describe(made, measured))
     typer.echo(f"wrote {output}: {len(made.rows)} states, modes {', '.join(made.modes)}")
+
+
+def _plan_static(
+    measured: Profile,
+    bounds: Bounds,
+    workload: Workload | Lengths | Requests,
+    rate: float | None,
+    output: Path,
+) -> None:
+    from nexus.planner.static import make_static_plan
+    from nexus.planner.verdict import describe
+
+    with err.status("planning"):
+        made = make_static_plan(
+            measured,
+            bounds,
+            workload,
+            green=measured if measured.partitioner == "green" else green_twin(measured),
+            rate=rate,
+            command=command_line(),
+            created=now(),
+        )
+    write_plan(output, made.plan)
+    typer.echo(describe(made.plan, measured))
+    typer.echo(made.comparison())
+    typer.echo(f"wrote {output}: one share for all states, {next(iter(made.plan.modes))}")
 
 
 def simulate(

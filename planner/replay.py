@@ -56,7 +56,10 @@ def plan_system(
     order: PrefillOrder = "spf",
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S,
 ) -> System:
-    """A server that follows ``plan``."""
+    """A server that follows ``plan``; stock engines under MPS know no order but first come."""
+    if plan.shares is not None:
+        (mode,) = plan.modes.values()
+        return System("plan", mode, order="fcfs", shares=plan.shares)
     return System("plan", plan=plan, order=order, aging_tokens_per_s=aging_tokens_per_s)
 
 

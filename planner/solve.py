@@ -47,8 +47,11 @@ def make_plan(
     ``nexus-paper`` is the paper's greedy rule; ``fixed`` is the best single mode.
     ``rate`` (requests per second) is where TTFT and TBT are predicted; ``max_partitions`` is
     how many SM partitions the plan may use. Raises InfeasibleError when no mode can meet the
-    bounds, DocumentError when the profile has too few samples.
+    bounds, DocumentError when the profile has too few samples, UserError when it was measured
+    under MPS, where no plan can change the shares.
     """
+    if profile.partitioner == "mps":
+        raise UserError("the profile was measured under MPS: --partitioner mps plans from it")
     provenance = Provenance(
         created=created or datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,

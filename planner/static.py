@@ -20,7 +20,8 @@ from nexus.profiles.schema import Model, Profile, Provenance
 
 _LONGEST_PROMPTS = 2  # that the prefill engine's KV cache holds: one computed, one being read
 _LEAST_DECODE = 0.5  # of all KV tokens that both engines hold
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1}
+_SAME = 0.99  # shares that sustain this much of the best are alike
+_USUAL_LOAD = 0.8
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class StaticPlan:
 
     plan: Plan
     dynamic: Plan | None
+
+    def comparison(self) -> str:
+        """Both at the same rate, in one line."""
+        if self.dynamic is None:
+            return "No profile under green contexts is here, so there is no dynamic plan beside it."
+        ours, theirs = self.plan.prediction, self.dynamic.prediction
+        return (
+            f"At {ours.rate_per_s:.3g} requests/s, in simulation: TTFT {ours.ttft_ms:.0f} ms "
+            f"(p95 {ours.ttft_p95_ms:.0f}) with the static share, {theirs.ttft_ms:.0f} "
+            f"(p95 {theirs.ttft_p95_ms:.0f}) with the dynamic plan; TBT {ours.tbt_ms:.3g} ms (p95 "
+            f"{ours.tbt_p95_ms:.3g}) and {theirs.tbt_ms:.3g} (p95 {theirs.tbt_p95_ms:.3g})."
+        )
 
 
 def make_static_plan(
@@ -103,17 +116,32 @@ def _weights_in_kv_tokens(model: Model) -> int:
 
 
 def _best(contest: Contest, profile: Profile) -> Played:
-    """The share that sustains the highest rate, or meets the bounds most often."""
+    """The share that sustains the highest rate, or meets the bounds most often.
+
+    Of those that are nearly alike the one with the shortest TTFT. Caps that do not overlap come
+    first where they were not measured under MPS: an overlap of green contexts has stream
+    priorities, which two processes lack.
+    """
+    played: list[Played] = []
     best: Played | None = None
     for mode in contest.shared:
         system = static_system(mode, shares_of(mode, profile))
-        if best is not None and best.good == 1.0 and not contest.arena.sustains(system, best.per_s):
+        beatable = best is None or best.good < 1.0
+        if best and not beatable and not contest.arena.sustains(system, _SAME * best.per_s):
             continue
-        played = contest.play(system)
-        if best is None or contest.better(played, best):
-            best = played
+        played.append(contest.play(system))
+        if best is None or contest.better(played[-1], best):
+            best = played[-1]
     assert best is not None
-    return best
+    rate = max(_USUAL_LOAD * best.per_s, 1e-6)
+    close = [each for each in played if not contest.better(best, each, 1 / _SAME)]
+
+    def cost(each: Played) -> tuple[bool, float]:
+        mode = each.system.mode
+        overlaps = mode is not None and mode.mode == "overlap" and profile.partitioner == "green"
+        return overlaps, float(contest.arena.play(each.system, rate).ttft_ms.mean())
+
+    return min(close, key=cost)
 
 
 def _plan(contest: Contest, best: Played, rate: float | None) -> Plan:
