@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nexus import __version__
 from nexus.benchmarks.cli import bench
-from nexus.errors import NexusError
-from nexus.planner.cli import plan, report, simulate
+from nexus.errors import NexusError, UserError
+from nexus.planner.cli import PartitionerOption, plan, report, simulate
 from nexus.terminal import (
     PASS_ON,
     Rest,
@@ -120,6 +120,7 @@ app.command()(plan)
 
 @app.command(context_settings=PASS_ON)
 def serve(
+    context: typer.Context,
     rest: Rest = None,
     table: Annotated[
         Path | None, typer.Option("--table", help="The plan; without it, stock vLLM.")
@@ -136,6 +137,10 @@ def serve(
     trace: Annotated[
         Path | None, typer.Option(help="Write every step and its mode to this Chrome trace.")
     ] = None,
+    partitioner: Annotated[
+        PartitionerOption,
+        typer.Option(help="Green contexts in one engine, or MPS: two stock engines, one address."),
+    ] = PartitionerOption.green,
 ) -> None:
     """Serve with vLLM's OpenAI-compatible server, the plan applied to every step.
 
@@ -145,13 +150,16 @@ def serve(
     """
     quieten(verbose=True)
     model, options = model_and_options(rest)
-    from nexus.runtime.vllm.server import serve as run
-
     if model is None and table is not None:
         from nexus.planner.table import read_plan
 
         model = read_plan(table).model.name
         assume(f"model {model} (the plan's)")
+    if partitioner is PartitionerOption.mps:
+        _serve_with_mps(context, model, options, table, force)
+        return
+    from nexus.runtime.vllm.server import serve as run
+
     run(
         model or demo_model(),
         options,
@@ -161,6 +169,21 @@ def serve(
         force,
         trace,
     )
+
+
+def _serve_with_mps(
+    context: typer.Context, model: str | None, options: list[str], table: Path | None, force: bool
+) -> None:
+    from nexus.runtime.mps.serve import serve as run
+
+    if model is None or table is None:
+        raise UserError("--partitioner mps needs --table: `nexus plan --partitioner mps` makes one")
+    for name in ("prefill_order", "prefill_aging_tokens_per_s", "trace"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} cannot be combined with --partitioner mps: stock engines")
+    run(model, options, table, lambda line: err.print(line, soft_wrap=True, markup=False), force)
 
 
 app.command()(simulate)

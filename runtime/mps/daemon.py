@@ -8,7 +8,6 @@ running client cannot be changed.
         subprocess.run(command, env=os.environ | daemon.client(37))
 """
 
-import math
 import os
 import shutil
 import subprocess
@@ -36,17 +35,6 @@ _START_S = 15.0
 _ANSWER_S = 5.0
 _CLIENT_GRACE_S = 5.0
 _GRACE_S = 2.0
-
-
-def thread_percentage(sms: int, total: int) -> int:
-    """The smallest whole percentage of ``total`` SMs that gives a client ``sms`` or more.
-
-    The driver rounds a client's SMs down to its own granularity (2 on an H200), which
-    this makes up for.
-    """
-    if not 1 <= sms <= total:
-        raise PartitionError(f"{sms} SMs asked for, this GPU has {total}")
-    return math.ceil(100 * sms / total)
 
 
 def others_daemon(control: str = CONTROL) -> str:
@@ -125,15 +113,23 @@ class MpsDaemon:
         code = None if self._daemon is None else self._daemon.poll()
         return "" if code is None else f"the MPS daemon ended (exit code {code})"
 
-    def note(self) -> None:
+    def note(self, *, look_for_memory: bool = True) -> None:
         """Put down who runs now, with the memory they share, for the run after a kill."""
-        self.run.note(self.run.members(), look_for_memory=True)
+        self.run.note(self.run.members(), look_for_memory=look_for_memory)
+
+    def clients(self) -> set[Process]:
+        """Every process of this run but the daemon and its servers."""
+        return self.run.members() - self._own()
+
+    def mark(self) -> dict[str, str]:
+        """What the environment of a process has to say that belongs to the run, but is no client."""
+        return {MARKER: self.run.marker}
 
     def _directories(self) -> dict[str, str]:
         return {
             "CUDA_MPS_PIPE_DIRECTORY": str(self.run.pipe),
             "CUDA_MPS_LOG_DIRECTORY": str(self.run.log),
-            MARKER: self.run.marker,
+            **self.mark(),
         }
 
     def _start(self, program: str) -> None:
@@ -169,7 +165,7 @@ class MpsDaemon:
 
     def _stop(self, *, keep_logs: bool) -> None:
         self.note()
-        end(self.run.members() - self._own(), _CLIENT_GRACE_S)
+        end(self.clients(), _CLIENT_GRACE_S)
         if self._daemon and not self.failure():
             _ask(self._control, "quit", self.run.pipe)
             wait_until(lambda: bool(self.failure()), _GRACE_S)

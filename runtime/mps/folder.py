@@ -47,6 +47,7 @@ class RunFolder:
         self._lock = lock
         self._processes: set[Process] = set()
         self._segments: set[shm.Segment] = set()
+        self._sessions: set[int] = set()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -78,9 +79,13 @@ class RunFolder:
             self._segments |= segments
             self._write()
 
+    def own_session(self, leader: int) -> None:
+        """All of the session that this pid leads belongs to the run; it must stay unwaited for."""
+        self._sessions.add(leader)
+
     def members(self) -> set[Process]:
         """Every process of this run that still runs."""
-        return family(self._processes, self.marker)
+        return family(self._processes, self.marker, self._sessions)
 
     def close(self, *, keep_logs: bool) -> None:
         """Remove all but, if wanted, the logs; the run's processes are to have ended."""

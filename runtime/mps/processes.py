@@ -29,10 +29,15 @@ class Process:
 
 @dataclass(frozen=True)
 class Seen:
-    """A process that runs (has not ended, be it unwaited for): its parent's pid, its short name."""
+    """A process that runs (has not ended, be it unwaited for), and what the kernel says of it.
+
+    ``parent`` and ``session`` are the pids of its parent and of its session's leader;
+    ``name`` is its short name.
+    """
 
     process: Process
     parent: int
+    session: int
     name: str
 
 
@@ -55,7 +60,8 @@ def look(pid: int) -> Seen | None:
     fields = rest.split()
     if fields[0] in "ZX":
         return None
-    return Seen(Process(pid, int(fields[19])), int(fields[1]), head.partition("(")[2])
+    process = Process(pid, int(fields[19]))
+    return Seen(process, int(fields[1]), int(fields[3]), head.partition("(")[2])
 
 
 def runs(process: Process) -> bool:
@@ -70,10 +76,16 @@ def everyone() -> list[Seen]:
     return [seen for pid in pids if pid != os.getpid() and (seen := look(pid)) is not None]
 
 
-def family(roots: Collection[Process], marker: str = "") -> set[Process]:
-    """``roots``, whoever carries ``marker``, and all their children, as far as they run."""
+def family(
+    roots: Collection[Process], marker: str = "", sessions: Collection[int] = ()
+) -> set[Process]:
+    """``roots``, whoever carries ``marker``, and all their children, as far as they run.
+
+    So are those of ``sessions``, given by their leaders' pids: children of the caller that
+    it has not waited for, so that no other process can have their pids.
+    """
     present = everyone()
-    found = {seen.process for seen in present if seen.process in roots}
+    found = {seen.process for seen in present if seen.process in roots or seen.session in sessions}
     if marker:
         found |= {seen.process for seen in present if marker_of(seen.process.pid) == marker}
     while True:

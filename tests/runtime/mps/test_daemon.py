@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nexus.errors import PartitionError
-from nexus.runtime.mps.daemon import MpsDaemon, _ask, check_mps, others_daemon, thread_percentage
+from nexus.runtime.mps.daemon import MpsDaemon, _ask, check_mps, others_daemon
 from nexus.runtime.mps.processes import MARKER, Process, look, runs, wait_until
 
 # Enters a daemon, says who is there, and stays.
@@ -198,15 +198,6 @@ def test_folder_is_refused(folder: Path, control: str, tmp_path: Path) -> None:
     folder.mkdir(mode=0o755)
     with pytest.raises(PartitionError, match="not a folder of this user's alone"):
         MpsDaemon(folder, control).__enter__()
-
-
-def test_percentages() -> None:
-    assert [thread_percentage(sms, 132) for sms in (1, 48, 66, 84, 132)] == [1, 37, 50, 64, 100]
-    # Rounded down to pairs, each share is what was asked for.
-    for sms in range(2, 133, 2):
-        assert thread_percentage(sms, 132) * 132 // 100 // 2 * 2 == sms
-    with pytest.raises(PartitionError):
-        thread_percentage(133, 132)
 
 
 def test_a_client_needs_a_share(folder: Path, control: str) -> None:

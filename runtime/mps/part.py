@@ -1,0 +1,93 @@
+"""One process of a server that is made of several: its command, its log, its health."""
+
+import http.client
+import os
+import subprocess
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nexus.errors import NexusError
+
+_HEALTH_S = 2.0
+
+
+class PartError(NexusError):
+    """A part of the server did not come up, or ended; the message says which, and why."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a part is started with; it answers ``/health`` on ``port`` of this machine.
+
+    ``environment`` is what it has beside what it inherits.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    port: int
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Where the part is reached from this machine."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+class Part:
+    """A part that was started, in a session of its own, so that no key press ends it.
+
+    Until ``forget`` it is not waited for: its pid stays its own, and tells its session.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        """Start it; what it prints goes to a file in ``folder``. Raises PartError."""
+        self.name = recipe.name
+        self.log = folder / f"{recipe.name.split()[0]}.log"
+        self._port = recipe.port
+        try:
+            with self.log.open("wb") as log:
+                self._popen = subprocess.Popen(
+                    recipe.command,
+                    env=os.environ | recipe.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise PartError(f"the {self.name} cannot be started: {error}") from error
+
+    @property
+    def pid(self) -> int:
+        """Of the part's first process, which leads its session."""
+        return self._popen.pid
+
+    def check(self) -> None:
+        """Raise PartError, with the log's last complaint, when the part has ended."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+            raise PartError(
+                f"the {self.name} ended (exit code {code}): {self._complaint()};"
+                f" its log is {self.log}"
+            )
+
+    def forget(self) -> None:
+        """Wait for the part's first process, which is to have ended."""
+        self._popen.wait()
+
+    def healthy(self) -> bool:
+        """Whether it answers ``/health`` with 200 at once."""
+        try:
+            to = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_HEALTH_S)
+            with closing(to):
+                to.request("GET", "/health")
+                return to.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _complaint(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = [line.strip() for line in lines if "Error" in line or line.startswith("nexus: ")]
+        return told[-1].removeprefix("nexus: ") if told else "it did not say why"
