@@ -33,6 +33,13 @@ class Launcher(Protocol):
         """Whether ``work`` should be over before a step that is scheduled now can begin."""
         ...
 
+    def ends_soon(self, work: Pass) -> bool:
+        """Whether another pass should be launched behind ``work`` by now.
+
+        What is launched goes before whatever short prompt comes next.
+        """
+        ...
+
     def next_step_waits(self, work: Pass) -> None:
         """Let the next step follow ``work``, on the device."""
         ...
@@ -137,6 +144,9 @@ class LaneDriver:
     def _launch(self) -> int:
         """Launch a pass if there is cause; its tokens."""
         if self._mode is None or self._stuck:
+            return 0
+        running = self._queue.running
+        if running is not None and not self._launcher.ends_soon(running):
             return 0
         shares = self._queue.take(min(self._mode.chunk, self._max_tokens), self._max_rows)
         if not shares:

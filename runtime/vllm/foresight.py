@@ -79,17 +79,24 @@ class Foresight:
         """A pass was seen to be over."""
         self._passes.note(work.key, work.begun.elapsed_time(work.done))
 
-    def ends_in_time(self, work: TimedPass) -> bool:
-        """Whether ``work`` should be over when the steps under way are."""
+    def ends_within(self, work: TimedPass, more_steps: int = 0) -> bool | None:
+        """Whether ``work`` should be over when the steps under way, and some more, are.
+
+        None where nothing can be told.
+        """
         self._settle()
         expected_ms = self._passes.of(work.key)
         if expected_ms is None or self._step_ms is None or self._last is None:
-            return False
-        if not self._under_way or not work.begun.query():
+            return None
+        if not self._under_way:
+            return None
+        if not work.begun.query():
             return False
         done_ms = work.begun.elapsed_time(self._last)  # negative where it began since
         left_ms = expected_ms - done_ms
-        return (1 - _OVERDUE) * expected_ms < left_ms <= len(self._under_way) * self._step_ms
+        if left_ms < (1 - _OVERDUE) * expected_ms:
+            return None
+        return left_ms <= (len(self._under_way) + more_steps) * self._step_ms
 
     def forget_steps(self) -> None:
         """Steps run elsewhere from here on."""

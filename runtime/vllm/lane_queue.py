@@ -106,6 +106,11 @@ class LaneQueue:
         return len(self._passes)
 
     @property
+    def running(self) -> Pass | None:
+        """The first of the passes under way."""
+        return self._passes[0][0] if self._passes else None
+
+    @property
     def tokens_waiting(self) -> int:
         """Tokens not yet launched."""
         return sum(job.left for job in self._waiting)

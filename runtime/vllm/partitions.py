@@ -120,8 +120,15 @@ class Partitions(Launcher):
             self._trace.span(PASSES, name, start_s, end_s, prompts=prompts, tokens=tokens)
 
     def ends_in_time(self, work: Pass) -> bool:
-        """As the launches so far went."""
-        return isinstance(work, TimedPass) and self._foresight.ends_in_time(work)
+        """As passes so far went; False where nothing can be told."""
+        return isinstance(work, TimedPass) and self._foresight.ends_within(work) is True
+
+    def ends_soon(self, work: Pass) -> bool:
+        """As passes so far went; True where nothing can be told."""
+        if not isinstance(work, TimedPass):
+            return True
+        # When this is asked again, the step now being launched will be under way.
+        return self._foresight.ends_within(work, more_steps=1) is not False
 
     def next_step_waits(self, work: Pass) -> None:
         """By an event on the device."""

@@ -65,6 +65,11 @@ class TakingTurns(Launcher):
         return False
 
     @override
+    def ends_soon(self, work: Pass) -> bool:
+        """It is over."""
+        return True
+
+    @override
     def next_step_waits(self, work: Pass) -> None:
         """It does in any case."""
 

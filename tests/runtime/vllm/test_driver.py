@@ -28,6 +28,7 @@ class Device(Launcher):
         self.works: list[Work] = []
         self.awaited: list[Work] = []
         self.foreseen = False
+        self.soon = True
 
     def launch(self, mode: Mode, rows: Sequence[Any], *, fresh_context: bool) -> Work:
         self.works.append(Work())
@@ -38,6 +39,9 @@ class Device(Launcher):
 
     def ends_in_time(self, work: Any) -> bool:
         return self.foreseen
+
+    def ends_soon(self, work: Any) -> bool:
+        return self.soon
 
     def next_step_waits(self, work: Any) -> None:
         self.awaited.append(work)
@@ -80,6 +84,19 @@ def test_a_prompt_is_handed_over_before_its_pass_is_over_and_the_step_waits() ->
     assert driver.poll()[0] == {"a"}
     assert device.awaited == device.works
     assert not driver.busy
+
+
+def test_no_pass_is_launched_long_before_its_turn() -> None:
+    device = Device()
+    device.soon = False
+    driver = LaneDriver(device, max_tokens=1000, max_rows=8)
+    driver.begin_step(LaneStep(OVERLAP, [prompt("a", 200)]))
+    driver.end_step()
+    driver.end_step()
+    assert len(device.works) == 1
+    device.soon = True
+    driver.end_step()
+    assert len(device.works) == 2
 
 
 def test_a_stuck_lane_is_noticed_and_takes_nothing_more() -> None:

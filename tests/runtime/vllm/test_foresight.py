@@ -57,22 +57,24 @@ def test_a_pass_that_ends_during_the_step_under_way_ends_in_time(device: Device)
     last = device.now
     upcoming: Any = Event(device, last + 10)
     seen.step_launched(upcoming)
-    assert seen.ends_in_time(passed(device, last - 16, last + 9, seen))
-    assert not seen.ends_in_time(passed(device, last - 14, last + 11, seen))
-    assert not seen.ends_in_time(passed(device, last + 5, last + 30, seen))  # not begun
-    assert not seen.ends_in_time(passed(device, last - 80, last + 90, seen))  # what is it doing?
+    assert seen.ends_within(passed(device, last - 16, last + 9, seen)) is True
+    late = passed(device, last - 14, last + 11, seen)
+    assert (seen.ends_within(late), seen.ends_within(late, more_steps=1)) == (False, True)
+    assert seen.ends_within(passed(device, last + 5, last + 30, seen)) is False  # not begun
+    stuck = passed(device, last - 80, last + 90, seen)
+    assert seen.ends_within(stuck) is None  # longer than any before it
 
 
 def test_nothing_is_foretold_without_experience(device: Device) -> None:
     fresh = Foresight()
     device.now = 10.0
-    assert not fresh.ends_in_time(passed(device, 0, 11, fresh))
+    assert fresh.ends_within(passed(device, 0, 11, fresh)) is None
     seen = experienced(device, step=10, work=25)
-    assert not seen.ends_in_time(passed(device, 10, 31, seen))  # no step under way
+    assert seen.ends_within(passed(device, 10, 31, seen)) is None  # no step under way
     upcoming: Any = Event(device, device.now + 10)
     seen.step_launched(upcoming)
     seen.forget_steps()
-    assert not seen.ends_in_time(passed(device, 10, 31, seen))
+    assert seen.ends_within(passed(device, 10, 31, seen)) is None
 
 
 def test_a_pass_is_told_of_once(device: Device) -> None:
