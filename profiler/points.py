@@ -141,7 +141,7 @@ def gpu_points(sizes: Sequence[int], limits: Limits) -> Grid:
     coarse = [
         *_solo(total, chunks, (0,), list(BATCHES), (1024,)),
         *(point for load in loads for point in _fused(total, chunks[:5], *_load(load), (0,))),
-        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 2048, 0)),
+        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 1024, 0)),
         *(
             point
             for count in _spread(sizes, 8, total, 16)[:-1]
@@ -149,18 +149,18 @@ def gpu_points(sizes: Sequence[int], limits: Limits) -> Grid:
         ),
     ]
     refine = [
-        *(point for load in loads[4:] for point in _shared(total, prefill_side, load, 2048, 0)),
+        *(point for load in loads[4:] for point in _shared(total, prefill_side, load, 1024, 0)),
         *_solo(total, chunks[1:], (4096, 16384), [1, 8, 32, 64, 128, 256], (128, 4096, 16384)),
         *_fused(total, [512, 2048], [32, 128], (1024,), (4096, 16384)),
         *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 512, 0)),
-        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 2048, 8192)),
+        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 2048, 0)),
+        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 1024, 8192)),
         *(point for load in loads for point in _fused(total, [4096, 8192], *_load(load), (0,))),
         *(
             point
             for count in _spread(sizes, 8, total, 16)[:-1]
             for point in _solo(count, [256, 1024, 8192], (0,), [8, 256], (1024, 8192))
         ),
-        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 8192, 0)),
     ]
     return _first_of_each(coarse, refine, limits)
 
