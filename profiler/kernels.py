@@ -84,8 +84,8 @@ def kernel_samples(
 
 def overlap_ms(records: Sequence[KernelRecord], first: int, second: int) -> float:
     """For how long kernels of stream ``first`` and of stream ``second`` ran at once."""
-    mine = _busy(record for record in records if record.stream == first)
-    other = _busy(record for record in records if record.stream == second)
+    mine = busy(record for record in records if record.stream == first)
+    other = busy(record for record in records if record.stream == second)
     shared, index = 0, 0
     for start, end in mine:
         while index < len(other) and other[index][1] <= start:
@@ -97,7 +97,7 @@ def overlap_ms(records: Sequence[KernelRecord], first: int, second: int) -> floa
     return shared / 1e6
 
 
-def _busy(records: Iterable[KernelRecord]) -> list[tuple[int, int]]:
+def busy(records: Iterable[KernelRecord]) -> list[tuple[int, int]]:
     """When any of ``records`` ran: disjoint intervals, in order."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted((record.start_ns, record.end_ns) for record in records):
@@ -111,15 +111,18 @@ def _busy(records: Iterable[KernelRecord]) -> list[tuple[int, int]]:
 class KernelRecorder:
     """Records kernels through CUPTI; one per process, because CUPTI has one client."""
 
-    def __init__(self) -> None:
-        """Raises EngineError where cupti-python is missing."""
+    def __init__(self, buffer_bytes: int = _BUFFER_BYTES) -> None:
+        """A full buffer is read at once, while the program waits; a large one, later.
+
+        Raises EngineError where cupti-python is missing.
+        """
         try:
             from cupti import cupti
         except ImportError as error:
             raise EngineError("kernel times need the package cupti-python") from error
         self._cupti = cupti
         self._records: list[KernelRecord] = []
-        cupti.activity_register_callbacks(lambda: (_BUFFER_BYTES, 0), self._take)
+        cupti.activity_register_callbacks(lambda: (buffer_bytes, 0), self._take)
 
     @contextmanager
     def recording(self, wait: Callable[[], None]) -> Iterator[list[KernelRecord]]:

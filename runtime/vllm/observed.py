@@ -1,19 +1,21 @@
 """A scheduler that is watched: counts, times, statistics, the log's line and the trace."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.outputs import KVConnectorOutput
 
 from nexus.planner.table import Mode, Row, read_plan
 from nexus.runtime.policy import State
 from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.metrics import LaneStats
-from nexus.runtime.vllm.trace import STEPS, ServeTrace
+from nexus.runtime.vllm.trace import FIRST_TOKENS, LEFT_LANE, STEPS, ServeTrace
 from nexus.runtime.vllm.watch import Scheduled, StepWatch
 
 log = init_logger("vllm.nexus")
@@ -43,7 +45,9 @@ class ObservedScheduler(Scheduler):
         self._watch = StepWatch()
         self._trace = ServeTrace(context.trace) if context.trace else None
 
-    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any
+    ) -> Any:
         """As vLLM's, timed."""
         now_s = time.monotonic()
         self._trace_step(now_s)
@@ -52,7 +56,18 @@ class ObservedScheduler(Scheduler):
             log.warning("nexus: %s", warning)
         if line is not None:
             log.info("nexus: %s%s", line, "" if self._lane is None else self._lane.admission)
-        return super().update_from_output(*args, **kwargs)
+        if self._trace is None:
+            return super().update_from_output(scheduler_output, *args, **kwargs)
+        silent = self._silent(scheduler_output.num_scheduled_tokens)
+        outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+        spoke = {
+            output.request_id
+            for of_client in outputs.values()
+            for output in of_client.outputs
+            if output.new_token_ids
+        }
+        self._trace_requests(FIRST_TOKENS, silent & spoke)
+        return outputs
 
     def note_scheduled(self, output: SchedulerOutput, decode_batch: int) -> None:
         """A step goes to the worker, in which ``decode_batch`` requests generate."""
@@ -64,7 +79,26 @@ class ObservedScheduler(Scheduler):
         mode = decision.mode if self._lane is None else self._lane.admission.in_force
         prompt_tokens = max(0, tokens - decode_batch)  # a decode that is about to end sits out
         now_s = time.monotonic()
-        self._watch.scheduled(Scheduled(mode, decision.row, decode_batch, prompt_tokens, now_s))
+        kv_tokens = decision.state.kv_tokens
+        self._watch.scheduled(
+            Scheduled(mode, decision.row, decode_batch, prompt_tokens, now_s, kv_tokens)
+        )
+
+    def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
+        """As vLLM's: requests have left the lane, most of them done there."""
+        super()._update_from_kv_xfer_finished(kv_connector_output)
+        if self._lane is not None:
+            left = set(kv_connector_output.finished_recving or ())
+            self._trace_requests(LEFT_LANE, left - self._lane.returned - self._lane.lost)
+
+    def _silent(self, req_ids: Iterable[str]) -> set[str]:
+        """Those without an output token so far."""
+        found = ((req_id, self.requests.get(req_id)) for req_id in req_ids)
+        return {req_id for req_id, request in found if request and not request.num_output_tokens}
+
+    def _trace_requests(self, name: str, req_ids: set[str]) -> None:
+        if self._trace is not None and req_ids:
+            self._trace.mark(STEPS, name, time.monotonic(), requests=sorted(req_ids))
 
     def _trace_step(self, now_s: float) -> None:
         step, before_s = self._watch.next_to_end
@@ -78,6 +112,7 @@ class ObservedScheduler(Scheduler):
             now_s,
             decodes=step.decodes,
             prompt_tokens=step.prompt_tokens,
+            kv_tokens=step.kv_tokens,
             predicted_ms=step.predicted_ms,
         )
         if self._lane is not None:

@@ -11,7 +11,14 @@ from nexus.errors import EngineError, UserError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.documents import check_writable
 from nexus.profiles.schema import Machine
-from nexus.runtime.machine import check_machine, check_model, config_hash, this_machine
+from nexus.runtime.machine import (
+    check_data_type,
+    check_machine,
+    check_model,
+    check_software,
+    config_hash,
+    this_machine,
+)
 from nexus.runtime.policy import PrefillOrder
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.lane_options import lane_modes, plug_in_lane, refuse_unservable
@@ -37,29 +44,44 @@ def serve(
     anything is started when the plan does not fit the model or machine (unless ``force``),
     an option is refused, or the port is taken.
     """
-    if trace is not None:
-        _check_trace(trace, table)
-    machine = this_machine()
-    plan = None if table is None else read_plan(table)
-    if plan is not None and not force:
-        check_machine(plan.machine, machine, str(table))
-        check_model(plan.model, model, str(table))
-    elif plan is None:
-        config_hash(model)  # says that there is no such model before vLLM does at length
-    arguments = _arguments(model, options, plan, machine)
-    if plan is not None and table is not None:
+    context = None
+    if table is not None:
         context = ServeContext(
             table.resolve(), prefill_order, aging_tokens_per_s, trace and trace.resolve()
         )
-        _plug_in(arguments, plan, context, machine)
+    if trace is not None:
+        _check_trace(trace, table)
+    arguments, plan = with_plan(model, options, context, force)
     _check_port(arguments)
-    _check_engine(arguments, plan)
+    _check_engine(arguments, plan, force)
     tracing = None if trace is None else ServeTrace(trace, begin=True)
     try:
         arguments.command.cmd(arguments)
     finally:
         if tracing is not None:
             tracing.end()
+
+
+def with_plan(
+    model: str, options: Sequence[str], context: ServeContext | None, force: bool
+) -> tuple[argparse.Namespace, Plan | None]:
+    """The options as vLLM parses them, with the plan of ``context`` plugged in, and that plan.
+
+    Raises UserError when the plan does not fit the model, machine or software (unless
+    ``force``), or an option is refused.
+    """
+    machine = this_machine()
+    if context is None:
+        config_hash(model)  # says that there is no such model before vLLM does at length
+        return _arguments(model, options, None, machine), None
+    plan = read_plan(context.table)
+    if not force:
+        check_machine(plan.machine, machine, context.table.name)
+        check_model(plan.model, model, context.table.name)
+        check_software(plan.provenance.software, context.table.name)
+    arguments = _arguments(model, options, plan, machine)
+    _plug_in(arguments, plan, context, machine)
+    return arguments, plan
 
 
 def _arguments(
@@ -107,7 +129,7 @@ def _check_trace(trace: Path, table: Path | None) -> None:
     check_writable(trace)
 
 
-def _check_engine(arguments: argparse.Namespace, plan: Plan | None) -> None:
+def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool) -> None:
     """Let vLLM and the lane refuse a bad combination of options here, in one line."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -120,9 +142,13 @@ def _check_engine(arguments: argparse.Namespace, plan: Plan | None) -> None:
         raise EngineError(f"vLLM: {one_line(error)}") from error
     finally:
         log.setLevel(level)
-    if plan is not None and not config.scheduler_config.enable_chunked_prefill:
+    if plan is None:
+        return
+    if not force:
+        check_data_type(plan.model, str(config.model_config.dtype), "the plan")
+    if not config.scheduler_config.enable_chunked_prefill:
         raise EngineError("--no-enable-chunked-prefill cannot be combined with --table")
-    if plan is not None and lane_modes(plan):
+    if lane_modes(plan):
         refuse_unservable(config, plan)
 
 

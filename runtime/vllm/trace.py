@@ -12,6 +12,8 @@ from typing import Any
 
 STEPS = "steps (decode lane)"
 PASSES = "passes (prefill lane)"
+LEFT_LANE = "left the lane"
+FIRST_TOKENS = "first tokens"
 _LANES = {STEPS: 1, PASSES: 2}
 
 
@@ -31,6 +33,11 @@ class ServeTrace:
         """A box from ``start_s`` to ``end_s`` on ``lane``; ``told`` is shown with it."""
         times = {"ts": round(1e6 * start_s, 1), "dur": round(1e6 * (end_s - start_s), 1)}
         self._write({"ph": "X", "name": name, "tid": _LANES[lane], **times, "args": told})
+
+    def mark(self, lane: str, name: str, at_s: float, **told: Any) -> None:
+        """A moment on ``lane``; ``told`` is shown with it."""
+        at = {"ts": round(1e6 * at_s, 1), "s": "t"}
+        self._write({"ph": "i", "name": name, "tid": _LANES[lane], **at, "args": told})
 
     def level(self, name: str, at_s: float, **values: float) -> None:
         """A counter's values from ``at_s`` on."""

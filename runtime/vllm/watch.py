@@ -17,7 +17,8 @@ LINE_EVERY_S = 60.0
 class Scheduled:
     """A step on its way: its mode, the row that predicts it, and its tokens.
 
-    ``decodes`` are the requests that generate, ``prompt_tokens`` what else it computes.
+    ``decodes`` are the requests that generate, ``prompt_tokens`` what else it computes,
+    ``kv_tokens`` what running requests hold.
     """
 
     mode: Mode
@@ -25,6 +26,7 @@ class Scheduled:
     decodes: int
     prompt_tokens: int
     scheduled_s: float = 0.0
+    kv_tokens: int = 0
 
     @property
     def predicted_ms(self) -> float:

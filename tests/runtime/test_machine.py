@@ -10,10 +10,13 @@ from nexus.errors import EngineError, MismatchError
 from nexus.profiles.schema import Machine, read_profile
 from nexus.profiles.shipped import profile_of_this_machine, shipped_profiles
 from nexus.runtime.machine import (
+    check_data_type,
     check_machine,
     check_model,
+    check_software,
     config_hash,
     is_tested,
+    software,
     this_machine,
     vllm_version,
 )
@@ -61,6 +64,22 @@ def test_another_machine_or_model_is_refused(tmp_path: Path) -> None:
     profile = read_profile(shipped_profiles()[0])
     with pytest.raises(MismatchError, match=r"made for .*llama.*--force"):
         check_model(profile.model, model(tmp_path / "a"), "plan.yaml")
+
+
+def test_step_times_of_other_software_are_refused() -> None:
+    here = software()
+    check_software(here, "plan.yaml")
+    check_software({}, "plan.yaml")
+    check_software({**here, "torch": f"{here['torch'].split('+')[0]}+other", "python": "3"}, "p")
+    with pytest.raises(MismatchError, match=r"plan.yaml was measured with vllm 0.1.0,.*--force"):
+        check_software({**here, "vllm": "0.1.0"}, "plan.yaml")
+
+
+def test_another_data_type_is_refused() -> None:
+    model = read_profile(shipped_profiles()[0]).model
+    check_data_type(model, "torch.bfloat16", "the plan")
+    with pytest.raises(MismatchError, match=r"the plan was made for bfloat16,.* in float32"):
+        check_data_type(model, "torch.float32", "the plan")
 
 
 def test_shipped_profiles_are_whole_and_of_their_shapes() -> None:

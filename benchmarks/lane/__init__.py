@@ -1,0 +1,1 @@
+"""Evidence about the prefill lane, gathered in real engines and servers."""

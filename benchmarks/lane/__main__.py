@@ -1,0 +1,195 @@
+"""``python -m nexus.benchmarks.lane``: evidence that the prefill lane does what it says.
+
+::
+
+    python -m nexus.benchmarks.lane engine MODEL --table plan.yaml -o DIR [vLLM OPTION ...]
+        stock vLLM's answers against the lane's; %smid and CUPTI of every partition
+    python -m nexus.benchmarks.lane server MODEL --table plan.yaml -o DIR [vLLM OPTION ...]
+        nexus serve: hand-over, time between tokens, 2,000 requests with a fifth given up
+    python -m nexus.benchmarks.lane trace trace.json [--table plan.yaml --profile profile.yaml]
+        hand-over and time between tokens, of any trace of nexus serve
+
+MODEL may be a folder with a config.json alone; then give --load-format dummy.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nexus.benchmarks.lane.churn import Churn
+from nexus.benchmarks.lane.handover import StepTime, co_run_times, summary
+from nexus.benchmarks.lane.results import Results
+from nexus.benchmarks.lane.tables import lane_modes_of
+from nexus.benchmarks.lane.tracefile import read_trace
+from nexus.benchmarks.shapes import with_tokenizer
+from nexus.errors import NexusError
+from nexus.planner.table import Plan, read_plan
+from nexus.terminal import err, now, quieten
+
+ALIKE = ("--no-enable-prefix-caching",)
+"""For both engines: every prompt is computed, however often it is asked."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one of the commands above; its exit code."""
+    arguments, options = _parser().parse_known_args(words)
+    arguments.rest = list(words[1:])
+    try:
+        return int(arguments.run(arguments, options))
+    except NexusError as error:
+        err.print(f"nexus: {error}", markup=False, soft_wrap=True)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m nexus.benchmarks.lane",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True)
+    for name, run in (("engine", _engine), ("server", _server), ("stock", _stock), ("lane", _lane)):
+        command = commands.add_parser(name, allow_abbrev=False)
+        command.set_defaults(run=run)
+        command.add_argument("model")
+        command.add_argument("--table", type=Path, required=True)
+        command.add_argument("-o", "--output", type=Path, default=Path("lane"))
+        command.add_argument("--modes", default="", help="as overlap-100,split-84-48")
+        command.add_argument(
+            "--prompts", type=int, default=64, help="prompts to compare answers of"
+        )
+        command.add_argument("--requests", type=int, default=2000, help="of the churn")
+        command.add_argument("--rate", type=float, default=60.0, help="of the churn, a second")
+        command.add_argument("--seconds", type=float, default=3.0, help="that CUPTI watches")
+        command.add_argument("--load-rate", type=float, default=16.0, help="of the load, a second")
+        command.add_argument("--load-requests", type=int, default=420)
+        command.add_argument("--profile", type=Path, help="to compare steps with")
+        command.add_argument("--limit", type=float, default=400.0, help="seconds for each engine")
+        command.add_argument("--force", action="store_true", help="another machine than the plan's")
+    command = commands.add_parser("trace")
+    command.set_defaults(run=_trace)
+    command.add_argument("trace", type=Path)
+    command.add_argument("--table", type=Path)
+    command.add_argument("--profile", type=Path)
+    command.add_argument("-o", "--output", type=Path, help="a JSON file; else it is printed")
+    return parser
+
+
+def _engine(arguments: argparse.Namespace, _options: list[str]) -> int:
+    """Both engines, one after the other, each in a process of its own."""
+    lane_modes_of(read_plan(arguments.table), arguments.modes)  # a mistake is told at once
+    codes = []
+    for name in ("stock", "lane"):
+        command = [sys.executable, "-m", "nexus.benchmarks.lane", name, *arguments.rest]
+        try:
+            codes.append(subprocess.run(command, timeout=arguments.limit, check=False).returncode)
+        except subprocess.TimeoutExpired:
+            err.print(f"{name}: not done after {arguments.limit:.0f} s", markup=False)
+            codes.append(1)
+    return max(codes)
+
+
+def _stock(arguments: argparse.Namespace, options: list[str]) -> int:
+    from nexus.benchmarks.lane.gather import stock_answers
+
+    quieten(verbose=False)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = with_tokenizer(arguments.model, Path(folder))
+        path = arguments.output / "stock-answers.json"
+        path.unlink(missing_ok=True)
+        plan = read_plan(arguments.table)
+        stock_answers(model, [*options, *ALIKE], plan, path, arguments.prompts)
+    return 0
+
+
+def _lane(arguments: argparse.Namespace, options: list[str]) -> int:
+    from nexus.benchmarks.lane.gather import lane_evidence
+    from nexus.benchmarks.lane.window import Load
+
+    quieten(verbose=False)
+    plan = read_plan(arguments.table)
+    lanes = lane_modes_of(plan, arguments.modes)
+    results = Results(arguments.output, "engine.json", _told("engine", arguments, options, plan))
+    stock = arguments.output / "stock-answers.json"
+    if not stock.exists():
+        err.print("no answers of stock vLLM to compare with", markup=False)
+    with tempfile.TemporaryDirectory() as folder, results.part("engine"):
+        lane_evidence(
+            with_tokenizer(arguments.model, Path(folder)),
+            [*options, *ALIKE],
+            plan,
+            lanes,
+            stock if stock.exists() else None,
+            results,
+            arguments.prompts,
+            Load(seconds=arguments.seconds),
+            arguments.force,
+        )
+    err.print(f"wrote {results.path}", markup=False)
+    return 0 if results.whole else 1
+
+
+def _server(arguments: argparse.Namespace, options: list[str]) -> int:
+    from nexus.benchmarks.lane.served import Wanted, observe
+
+    quieten(verbose=False)
+    plan = read_plan(arguments.table)
+    told = _told("server", arguments, options, plan)
+    results = Results(arguments.output, "server.json", told)
+    load = Churn(arguments.load_requests, arguments.load_rate, 0.0, 200, 3000, 250, limit_s=120.0)
+    churn = Churn(arguments.requests, arguments.rate)
+    words = ["--table", str(arguments.table), *(["--force"] if arguments.force else []), *options]
+    with tempfile.TemporaryDirectory() as folder, results.part("server"):
+        model = with_tokenizer(arguments.model, Path(folder))
+        wanted = Wanted(load, churn, arguments.limit)
+        seen = observe(model, words, arguments.output, wanted, _co_run(arguments, plan))
+        results.keep("seen", seen)
+        if not seen["churn"]["nothing_lost"]:
+            results.add("failed", "churn", "something was lost")
+    err.print(f"wrote {results.path}", markup=False)
+    return 0 if results.whole else 1
+
+
+def _trace(arguments: argparse.Namespace, options: list[str]) -> int:
+    if options:
+        _parser().error(f"unknown: {' '.join(options)}")
+    plan = None if arguments.table is None else read_plan(arguments.table)
+    found = summary(read_trace(arguments.trace), _co_run(arguments, plan))
+    text = json.dumps(found, indent=1) + "\n"
+    if arguments.output is None:
+        sys.stdout.write(text)
+    else:
+        arguments.output.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _co_run(arguments: argparse.Namespace, plan: Plan | None) -> StepTime | None:
+    if plan is None or arguments.profile is None:
+        return None
+    return co_run_times(arguments.profile, plan)
+
+
+def _told(
+    name: str, arguments: argparse.Namespace, options: list[str], plan: Plan
+) -> dict[str, Any]:
+    words = ["python -m nexus.benchmarks.lane", name, arguments.model]
+    words += [
+        "--table",
+        str(arguments.table),
+        *(["--modes", arguments.modes] * bool(arguments.modes)),
+    ]
+    return {
+        "created": now(),
+        "command": " ".join([*words, *options]),
+        "plan": {"hash": plan.hash, "modes": list(plan.modes)},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""A JSON file of evidence that is whole after every part, also when a later one fails."""
+
+import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nexus.runtime.machine import software, this_machine
+from nexus.terminal import err
+
+
+class Results:
+    """``folder/name``, with what it was measured on."""
+
+    def __init__(self, folder: Path, name: str, told: dict[str, Any]) -> None:
+        """``told`` comes first: the command, the model, the plan."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.path = folder / name
+        self.body: dict[str, Any] = {
+            **told,
+            "machine": asdict(this_machine()),
+            "software": software(),
+            "failed": {},
+        }
+
+    @property
+    def whole(self) -> bool:
+        """Whether no part failed."""
+        return not self.body["failed"]
+
+    def keep(self, name: str, value: Any) -> None:
+        """Set a part."""
+        self.body[name] = value
+        self.path.write_text(json.dumps(self.body, indent=1) + "\n", encoding="utf-8")
+
+    def add(self, name: str, key: str, value: Any) -> None:
+        """Add to a part that is a dictionary."""
+        self.keep(name, {**self.body.get(name, {}), key: value})
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part that may fail on its own: the reason is kept, and the next one runs."""
+        err.print(f"{name} …", markup=False)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever it is, the rest is worth having
+            traceback.print_exc()
+            self.add("failed", name, f"{type(error).__name__}: {error}"[:500])
