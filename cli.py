@@ -91,6 +91,10 @@ def profile(
         "profile.yaml"
     ),
     minutes: Annotated[float, typer.Option(help="Time for measuring, in minutes.", min=0.01)] = 5.0,
+    partitioner: Annotated[
+        PartitionerOption,
+        typer.Option(help="Green contexts, or MPS: an engine for each phase and share."),
+    ] = PartitionerOption.green,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a profile of something else.")
     ] = False,
@@ -105,11 +109,13 @@ def profile(
     quieten(verbose=verbose)
     model, options = model_and_options(rest)
     model = model or demo_model()
+    from nexus.profiler.pair_session import open_pair_session
     from nexus.profiler.session import open_session
 
+    start = open_pair_session if partitioner is PartitionerOption.mps else open_session
     with (
         err.status("starting vLLM") as status,
-        open_session(model, options, output, command_line(), now(), fresh=force) as session,
+        start(model, options, output, command_line(), now(), fresh=force) as session,
     ):
         status.stop()
         _measure(session, minutes, output)

@@ -23,7 +23,6 @@ from nexus.profiles.documents import check_writable
 from nexus.profiles.schema import (
     Engine,
     KernelSample,
-    Machine,
     Model,
     Profile,
     Provenance,
@@ -148,25 +147,27 @@ def open_session(
     machine = this_machine()
     fingerprint = config_hash(model)
     before = read_profile(path) if path.exists() and not fresh else None
-    engine = _start(model, options, machine)
+    engine = start_engine(model, options, machine.device == "cpu")
     try:
         (facts,) = engine.collective_rpc("nexus_describe")
         profile = Profile(
             provenance=Provenance(created=created, command=command, software=software()),
             machine=machine,
-            model=_only(Model, facts, name=model, config_hash=fingerprint),
-            engine=_only(Engine, facts),
+            model=only(Model, facts, name=model, config_hash=fingerprint),
+            engine=only(Engine, facts),
             samples=(),
         )
         if before is not None:
-            profile = _resumed(before, profile, path)
+            profile = resumed(before, profile, path)
         yield Session(engine, profile, path)
     finally:
         engine.engine_core.shutdown()
 
 
-def _start(model: str, options: Sequence[str], machine: Machine) -> Any:
-    on_cpu = machine.device == "cpu"
+def start_engine(
+    model: str, options: Sequence[str], on_cpu: bool, extension: str = WORKER_EXTENSION
+) -> Any:
+    """An ``LLMEngine`` of vLLM in this process, its worker extended; raises EngineError."""
     # In one process: no serialization between the points and the worker.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if on_cpu:
@@ -176,7 +177,7 @@ def _start(model: str, options: Sequence[str], machine: Machine) -> Any:
     arguments = parse_engine(model, with_defaults(_with_room(options, on_cpu), on_cpu))
     if arguments.worker_extension_cls:
         raise EngineError("--worker-extension-cls is taken by the profiler")
-    arguments.worker_extension_cls = WORKER_EXTENSION
+    arguments.worker_extension_cls = extension
     arguments.use_tqdm_on_load = False
     try:
         return LLMEngine.from_engine_args(arguments)
@@ -204,13 +205,15 @@ def _with_room(options: Sequence[str], on_cpu: bool) -> list[str]:
     return [*options, *(word for pair in added for word in pair)]
 
 
-def _only(kind: Any, facts: dict[str, Any], **more: str) -> Any:
+def only(kind: Any, facts: dict[str, Any], **more: str) -> Any:
+    """A ``kind`` of those ``facts`` that it has, and of ``more``."""
     names = kind.__dataclass_fields__
     return kind(**{name: value for name, value in facts.items() if name in names}, **more)
 
 
-def _resumed(before: Profile, fresh: Profile, path: Path) -> Profile:
-    for name in ("machine", "model", "engine"):
+def resumed(before: Profile, fresh: Profile, path: Path) -> Profile:
+    """``fresh`` with what ``before`` holds; raises MismatchError when it is of something else."""
+    for name in ("machine", "model", "engine", "partitioner"):
         old, new = getattr(before, name), getattr(fresh, name)
         if name == "model":
             old, new = replace(old, name=new.name), new

@@ -43,14 +43,14 @@ class ProfilerExtension:
         try:
             return asdict(_meter(self).measure(wanted))
         except (MemoryError, RuntimeError, AssertionError, UserError) as error:
-            return asdict(wanted.sample(error=_reason(error)))
+            return asdict(wanted.sample(error=reason(error)))
 
     def nexus_kernels(self: Any, point: dict[str, Any]) -> list[dict[str, Any]]:
         """Kernel times by class at one solo point; none where CUPTI cannot tell."""
         try:
             return [asdict(sample) for sample in _meter(self).kernels(Point(**point))]
         except (MemoryError, RuntimeError, AssertionError, UserError) as error:
-            logging.getLogger("nexus").warning("no kernel times: %s", _reason(error))
+            logging.getLogger("nexus").warning("no kernel times: %s", reason(error))
             return []
 
     def nexus_sizes(self: Any) -> list[int]:
@@ -67,6 +67,7 @@ def _meter(worker: Any) -> Any:
     return worker._nexus_meter
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What went wrong, as a sample says it."""
     text = (str(error).splitlines() or [""])[0][:200]
     return f"{type(error).__name__}: {text}"
