@@ -1,8 +1,6 @@
 """``nexus serve`` with a plan that has lane modes: what it refuses, and what it shows."""
 
 import json
-import re
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,9 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from nexus.benchmarks.lane.churn import Churn, metrics, run
+from nexus.benchmarks.lane.handover import summary
+from nexus.benchmarks.lane.tracefile import read_trace
 from nexus.benchmarks.server import Server
 from nexus.errors import EngineError
 from nexus.planner.table import Mode
@@ -66,14 +67,9 @@ def server(tiny_model: Path, lane_plan: Any, tmp_path: Path) -> Iterator[Server]
     boxes = [event for event in events if event["ph"] == "X"]
     assert {event["tid"] for event in boxes} == {1, 2}  # steps and passes
     assert all(event["dur"] >= 0 for event in boxes)
-
-
-def metrics(server: Server) -> dict[str, float]:
-    text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics").read().decode()
-    found = re.findall(
-        r'^(nexus_\w+)\{(?:[^}]*(?:mode|phase)="([^"]+)")?[^}]*\} (\S+)$', text, re.M
-    )
-    return {f"{name}{label and ':' + label}": float(value) for name, label, value in found}
+    told = summary(read_trace(tmp_path / "trace.json"))
+    assert told["prompt_tokens"] > 256
+    assert told["hand_over"]["ms"]["p50"] > 0
 
 
 def test_metrics_show_the_lane_at_work(server: Server) -> None:
@@ -81,9 +77,12 @@ def test_metrics_show_the_lane_at_work(server: Server) -> None:
         model = client.models.list().data[0].id
         prompts = [f"w{7 + n} " * (40 + 50 * n) for n in range(8)]
         client.completions.create(model=model, prompt=prompts, max_tokens=8, temperature=0)
-    found = metrics(server)
+    found = metrics(server.port)
     assert found["nexus_mode_steps_total:overlap-1"] > 0
     assert found["nexus_lane_prompt_tokens_total"] > 256
     assert found["nexus_lane_failures_total"] == 0
     assert (found["nexus_lane_prompts"], found["nexus_lane_up"]) == (0, 1)
     assert found["nexus_realized_sms:decode"] > 0
+    churned = run(server.port, model, Churn(60, 30.0, 0.3, 40, 400, 6))
+    assert churned["nothing_lost"], churned
+    assert churned["given_up"] > 0
