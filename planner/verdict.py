@@ -86,10 +86,11 @@ def _sharing(plan: Plan, profile: Profile) -> str:
 def _static(plan: Plan, shares: Shares, profile: Profile) -> str:
     """What one share for all loads is, and what it costs."""
     (mode,), said = plan.modes.values(), plan.prediction
+    unit = "SMs" if plan.machine.device == "cuda" else "cores"
     words = [
         f"Under MPS two engines keep one share for all loads: prefill {shares.prefill_percent} % "
-        f"({mode.prefill_sms} SMs) in steps of {mode.chunk} tokens, decode "
-        f"{shares.decode_percent} % ({mode.decode_sms or plan.machine.sms} SMs)."
+        f"({mode.prefill_sms} {unit}) in steps of {mode.chunk} tokens, decode "
+        f"{shares.decode_percent} % ({mode.decode_sms or plan.machine.sms} {unit})."
     ]
     dynamic = said.dynamic_capacity_per_s
     if dynamic:

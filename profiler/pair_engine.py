@@ -19,7 +19,7 @@ from nexus.profiler.worker import reason
 
 EXTENSION = "nexus.profiler.pair_loop.PairExtension"
 
-_DECODE_MEMORY = 0.45  # of the GPU's, for the decode engine's KV cache
+_DECODE_MEMORY = 0.4  # of the GPU's, for the decode engine's KV cache
 # vLLM claims this share of the GPU at least; beyond that it counts for nothing once the KV
 # cache's size is given.
 _CLAIM = "0.01"
@@ -101,7 +101,9 @@ def _room(setup: Setup) -> list[str]:
         size = token_bytes * (model.max_model_len + 2 * config.cache_config.block_size)
     else:
         size = int(_DECODE_MEMORY * torch.cuda.get_device_properties(0).total_memory)
-    options = ["--kv-cache-memory-bytes", str(size), "--gpu-memory-utilization", _CLAIM]
+    options = ["--gpu-memory-utilization", _CLAIM]
+    if config.cache_config.kv_cache_memory_bytes is None:
+        options += ["--kv-cache-memory-bytes", str(size)]
     if not model.enforce_eager:
         options += ["--cudagraph-capture-sizes", *map(str, _CAPTURED)]
     return options

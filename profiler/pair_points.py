@@ -27,7 +27,10 @@ class Station:
 
 @dataclass(frozen=True)
 class Round:
-    """Engines that run at the same time; each prefill one is paired with each decode one."""
+    """Engines that run at the same time; each prefill one is paired with each decode one.
+
+    SM counts that are given twice, as a small GPU has them, count once.
+    """
 
     prefill: tuple[int, ...]
     decode: tuple[int, ...]
@@ -35,10 +38,9 @@ class Round:
     @property
     def stations(self) -> tuple[Station, ...]:
         """Its engines."""
-        return (
-            *(Station("decode", sms) for sms in self.decode),
-            *(Station("prefill", sms) for sms in self.prefill),
-        )
+        decode = (Station("decode", sms) for sms in self.decode)
+        prefill = (Station("prefill", sms) for sms in self.prefill)
+        return tuple(dict.fromkeys((*decode, *prefill)))
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,14 @@ class EngineProcess:
         while not isinstance(self._receive(_POINT_S), Stopped):
             pass
 
-    def close(self) -> None:
-        """End it: asked first, as the death of a client can upset MPS."""
+    def quit(self) -> None:
+        """Ask it to end: the sudden death of a client can upset MPS."""
         with suppress(OSError):
             self._wire.send("quit")
         self._wire.close()
+
+    def wait(self) -> None:
+        """Until it has ended, by force if need be."""
         try:
             self._process.wait(_QUIT_S)
         except subprocess.TimeoutExpired:
@@ -166,8 +169,7 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for engine in (*self._early.values(), *self._alive.values()):
-            engine.close()
+        _end([*self._early.values(), *self._alive.values()])
 
     def assemble(self, stations: Iterable[Station]) -> dict[Station, EngineProcess]:
         """Have these engines run and no others; all that are missing start at once.
@@ -175,8 +177,7 @@ class Crew:
         Raises EngineError when one does not.
         """
         wanted = tuple(stations)
-        for station in [station for station in self._alive if station not in wanted]:
-            self._alive.pop(station).close()
+        _end([self._alive.pop(station) for station in set(self._alive) - set(wanted)])
         fresh = [station for station in wanted if station not in self._alive]
         for station in fresh:
             engine = self._early.pop(station, None) or self._spawn(station)
@@ -200,3 +201,11 @@ class Crew:
     def _free_slot(self) -> int:
         taken = {engine.slot for engine in self._alive.values()}
         return next(slot for slot in range(len(taken) + 1) if slot not in taken)
+
+
+def _end(engines: list[EngineProcess]) -> None:
+    """End them all at once."""
+    for engine in engines:
+        engine.quit()
+    for engine in engines:
+        engine.wait()
