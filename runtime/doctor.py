@@ -2,13 +2,12 @@
 
 import importlib.util
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from nexus.errors import UserError
 from nexus.runtime.machine import is_tested, software, this_machine, vllm_version
+from nexus.runtime.mps.support import describe_daemon, describe_parts
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ def examine() -> list[Finding]:
         ("memory", "", _memory),
         ("green contexts", "", _green_contexts),
         ("mps", "", _mps),
+        ("mps serving", "", describe_parts),
         ("cupti", "", _cupti),
     ]
     findings = []
@@ -93,13 +93,7 @@ def _green_contexts() -> tuple[bool, str]:
 def _mps() -> tuple[bool, str]:
     if not _has_gpu():
         return False, "no GPU"
-    binary = shutil.which("nvidia-cuda-mps-control")
-    if binary is None:
-        return False, "nvidia-cuda-mps-control is not on the PATH"
-    pipe = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))  # noqa: S108  MPS's own
-    if (pipe / "control").exists():
-        return False, f"a daemon of someone else's runs at {pipe}; Nexus does not touch it"
-    return True, binary
+    return describe_daemon()
 
 
 def _cupti() -> tuple[bool, str]:

@@ -11,6 +11,7 @@ running client cannot be changed.
 import os
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,35 +32,34 @@ from nexus.runtime.mps.processes import (
 CONTROL = "nvidia-cuda-mps-control"
 # Where a daemon is that was told nothing else.
 _SHARED_PIPE = Path("/tmp/nvidia-mps")  # noqa: S108  MPS's own default
+_NOT_OURS = "an MPS daemon of someone else's runs ({}): Nexus neither uses nor ends it"
 _START_S = 15.0
 _ANSWER_S = 5.0
 _CLIENT_GRACE_S = 5.0
 _GRACE_S = 2.0
 
 
-def others_daemon(control: str = CONTROL) -> str:
-    """Where an MPS daemon runs that no Nexus started, in words; empty when there is none."""
-    name = Path(control).name[:15]  # as much as the kernel keeps of it
-    for seen in everyone():
-        if seen.name == name and not marker_of(seen.process.pid):
-            return f"process {seen.process.pid}"
-    pipe = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", _SHARED_PIPE))
-    if (pipe / "control").exists() and _ask(control, "get_server_list", pipe) is not None:
-        return f"pipe directory {pipe}"
-    return ""
-
-
-def check_mps(control: str = CONTROL) -> str:
-    """The path of the daemon's program; raises PartitionError where MPS cannot be used."""
+def find_control(control: str = CONTROL) -> str:
+    """The path of the daemon's program; raises PartitionError when there is none to run."""
     program = shutil.which(control)
     if program is None:
         raise PartitionError(f"{control} is not on the PATH: it comes with the NVIDIA driver")
-    other = others_daemon(control)
-    if other:
-        raise PartitionError(
-            f"an MPS daemon of someone else's runs ({other}): Nexus neither uses nor ends it"
-        )
     return program
+
+
+def refuse_others(control: str = CONTROL, ours: Collection[Process] = ()) -> None:
+    """Raise PartitionError when an MPS daemon runs that no Nexus started.
+
+    Processes of Nexus carry its mark, or are among ``ours``.
+    """
+    name = Path(control).name[:15]  # as much as the kernel keeps of it
+    for seen in everyone():
+        if seen.name == name and seen.process not in ours and not marker_of(seen.process.pid):
+            raise PartitionError(_NOT_OURS.format(f"process {seen.process.pid}"))
+    # One that cannot be seen from here, as on the other side of a container.
+    pipe = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", _SHARED_PIPE))
+    if (pipe / "control").exists() and _ask(control, "get_server_list", pipe) is not None:
+        raise PartitionError(_NOT_OURS.format(f"pipe directory {pipe}"))
 
 
 class MpsDaemon:
@@ -78,7 +78,8 @@ class MpsDaemon:
     def __enter__(self) -> Self:
         self.run = RunFolder.open(self._path)
         try:
-            self._start(check_mps(self._control))
+            refuse_others(self._control)
+            self._start(find_control(self._control))
         except BaseException:
             self._stop(keep_logs=True)
             raise
@@ -188,4 +189,5 @@ def _ask(control: str, command: str, pipe: Path) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    failed = done.returncode != 0 or "Cannot find MPS" in done.stdout + done.stderr
+    return None if failed else done.stdout

@@ -33,6 +33,44 @@ def default_folder() -> Path:
     return Path(given) if given else Path(f"/tmp/nexus-mps-{os.getuid()}")  # noqa: S108  0700
 
 
+def holder(path: Path) -> str:
+    """The pid of the process that has the folder's lock; empty when nobody has."""
+    try:
+        lock = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(lock, 20, 0).decode(errors="replace")
+    finally:
+        os.close(lock)
+    return ""
+
+
+def left_behind(path: Path) -> set[Process]:
+    """What still runs of the run that last had the folder, be it over or not."""
+    state = _read_state(path / "state.json")
+    if state["boot"] != boot():
+        return set()
+    noted = {Process(int(pid), int(started)) for pid, started in state["processes"]}
+    return family(noted, state["marker"])
+
+
+def check_folder(path: Path) -> None:
+    """Raise PartitionError when this folder could not be a run's."""
+    if len(os.fsencode(path)) > _LONGEST:
+        raise PartitionError(f"{path} is too long for sockets: at most {_LONGEST} bytes")
+    try:
+        status = path.lstat()
+    except OSError:
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PartitionError(f"{path.parent}: not a folder that can be written to") from None
+        return
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o77:
+        raise PartitionError(f"{path} is not a folder of this user's alone (mode 0700)")
+
+
 class RunFolder:
     """The folder of the run that is on; made by ``RunFolder.open``, ended by ``close``.
 
@@ -56,9 +94,12 @@ class RunFolder:
         Raises PartitionError when another run has it, or it is not this user's alone.
         """
         path = Path(os.path.abspath(path))  # noqa: PTH100  links stay: they may be the shorter name
-        if len(os.fsencode(path)) > _LONGEST:
-            raise PartitionError(f"{path} is too long for sockets: at most {_LONGEST} bytes")
-        _make_private(path)
+        check_folder(path)
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise PartitionError(f"{path}: {error.strerror or error}") from error
+        check_folder(path)  # whoever made it
         lock = _take_lock(path / "lock")
         try:
             _clean(path)
@@ -107,16 +148,6 @@ class RunFolder:
         write_atomically(self.path / "state.json", json.dumps(state) + "\n")
 
 
-def _make_private(path: Path) -> None:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
-    except OSError as error:
-        raise PartitionError(f"{path}: {error.strerror or error}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o77:
-        raise PartitionError(f"{path} is not a folder of this user's alone (mode 0700)")
-
-
 def _take_lock(path: Path) -> int:
     """A descriptor with the lock; a lock file that its holder has just removed does not count."""
     while True:
@@ -141,16 +172,14 @@ def _clean(path: Path) -> None:
     """End and remove what the run that last had the folder left behind."""
     state = _read_state(path / "state.json")
     segments = {shm.Segment(str(name), int(inode)) for name, inode in state["shared_memory"]}
-    if state["boot"] == boot():
-        noted = {Process(int(pid), int(started)) for pid, started in state["processes"]}
-        left = family(noted, state["marker"])
-        segments |= shm.held(left)
-        # MPS goes last: a client that loses its server is harder to end.
-        servers = {process for process in left if _is_mps(process)}
-        stuck = end(left - servers, _GRACE_S) | end(servers, _GRACE_S)
-        if stuck:
-            pids = ", ".join(str(process.pid) for process in sorted(stuck))
-            raise PartitionError(f"processes of a former run cannot be ended: {pids}")
+    left = left_behind(path)
+    segments |= shm.held(left)
+    # MPS goes last: a client that loses its server is harder to end.
+    servers = {process for process in left if _is_mps(process)}
+    stuck = end(left - servers, _GRACE_S) | end(servers, _GRACE_S)
+    if stuck:
+        pids = ", ".join(str(process.pid) for process in sorted(stuck))
+        raise PartitionError(f"processes of a former run cannot be ended: {pids}")
     shm.remove(segments)
     for name in ("state.json", "pipe", "log", "sockets"):
         _remove(path / name)

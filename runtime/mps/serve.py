@@ -18,8 +18,8 @@ from pathlib import Path
 from nexus.errors import MismatchError, UserError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.schema import Machine
-from nexus.runtime.machine import check_machine, check_model, this_machine
-from nexus.runtime.mps.daemon import MpsDaemon, check_mps
+from nexus.runtime.machine import check_machine, check_model, check_software, this_machine
+from nexus.runtime.mps.daemon import MpsDaemon, find_control
 from nexus.runtime.mps.part import Part, PartError, Recipe
 from nexus.runtime.mps.processes import end, look, send, wait_until
 from nexus.runtime.mps.recipes import (
@@ -66,7 +66,7 @@ def serve(
     lacking = missing(programs)
     if lacking:
         raise UserError(f"not installed: {', '.join(lacking)} (pip install 'nexus[mps]')")
-    check_mps(programs.control)
+    find_control(programs.control)
     address = Address(arguments.host, arguments.port)
     run(make_recipes(model, options, plan, address, programs), say, programs.control, folder)
 
@@ -179,6 +179,7 @@ def _plan_for(model: str, table: Path, force: bool) -> Plan:
     if not force:
         check_machine(plan.machine, _machine(), str(table))
         check_model(plan.model, model, str(table))
+        check_software(plan.provenance.software, str(table))
     return plan
 
 

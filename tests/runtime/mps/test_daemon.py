@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nexus.errors import PartitionError
-from nexus.runtime.mps.daemon import MpsDaemon, _ask, check_mps, others_daemon
+from nexus.runtime.mps.daemon import MpsDaemon, _ask, find_control, refuse_others
 from nexus.runtime.mps.processes import MARKER, Process, look, runs, wait_until
 
 # Enters a daemon, says who is there, and stays.
@@ -79,7 +79,7 @@ def test_a_daemon_that_does_not_start_is_one_line(folder: Path, tmp_path: Path) 
 
 def test_absent_program() -> None:
     with pytest.raises(PartitionError, match="not on the PATH"):
-        check_mps("no-such-mps-control")
+        find_control("no-such-mps-control")
 
 
 def test_one_run_at_a_time(folder: Path, control: str) -> None:
@@ -106,7 +106,7 @@ def test_someone_elses_daemon_is_neither_used_nor_ended(
     finally:
         other.kill()
         other.wait()
-    assert not others_daemon(control)
+    refuse_others(control)
 
 
 @pytest.mark.parametrize("killed", ["holder", "daemon", "server", "all"])
