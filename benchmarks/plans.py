@@ -95,11 +95,14 @@ def plan_for(sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Length
     """The best plan of that kind for the workload's ``lengths`` under ``bounds``.
 
     ``fused`` is planned as if no partition had been measured; ``split`` and ``overlap``
-    are one partition in every state, the one that sustains most in simulation. Raises
-    InfeasibleError, or UserError when the profile holds no such partition.
+    are one partition in every state, the one that sustains most in simulation; ``mps`` is
+    the best static share of two engines. Raises InfeasibleError, or UserError when the
+    profile holds no such partition.
     """
     if sharing == "plan":
         return _planned(profile, bounds, lengths)
+    if sharing == "mps":
+        return _under_mps(profile, bounds, lengths)
     if sharing == "fused":
         unshared = [sample for sample in profile.samples if sample.mode not in ("split", "overlap")]
         plan = _planned(replace(profile, samples=tuple(unshared)), bounds, lengths)
@@ -113,6 +116,14 @@ def _planned(profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
     # The same profile gives the same plan, to the hash: a resumed run finds its cells.
     created = profile.provenance.created
     return make_plan(profile, bounds, lengths, command=_COMMAND, created=created)
+
+
+def _under_mps(profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+    from nexus.planner.static import make_static_plan
+
+    created = profile.provenance.created
+    made = make_static_plan(profile, bounds, lengths, green=None, command=_COMMAND, created=created)
+    return made.plan
 
 
 def _static(sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:

@@ -125,7 +125,7 @@ class Bench:
         if sharing is None or objective is None:
             return None
         if self._job.plan is not None:
-            if sharing != "plan":
+            if sharing != ("mps" if self._job.plan.partitioner == "mps" else "plan"):
                 raise UserError(f"{deployment.system.name} is planned from a profile: --profile")
             return self._job.plan
         if self._job.profile is None:

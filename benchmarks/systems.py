@@ -11,7 +11,7 @@ from typing import Literal
 from nexus.errors import UserError
 from nexus.runtime.policy import PrefillOrder
 
-Sharing = Literal["fused", "split", "overlap", "plan"]
+Sharing = Literal["fused", "split", "overlap", "plan", "mps"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class System:
     """One server to measure.
 
     ``sharing`` says which plan it serves with: only fused modes, the best single split,
-    the best single overlap, or all of it; None is stock vLLM.
+    the best single overlap, or all of it; ``mps`` is the best static share of two stock
+    engines; None is stock vLLM.
     """
 
     name: str
@@ -32,7 +33,9 @@ class System:
         assert (table is None) == (self.sharing is None)
         words = [model, *shared, *self.options]
         if table is not None:
-            words += ["--table", str(table), "--prefill-order", self.order]
+            order = ["--prefill-order", self.order]
+            words += ["--table", str(table)]
+            words += ["--partitioner", "mps"] if self.sharing == "mps" else order
         return words
 
 
@@ -61,6 +64,7 @@ OTHERS = (
     _nexus("fcfs", "split"),
     _nexus("spf", "overlap"),
     _nexus("fcfs", "overlap"),
+    System("nexus-mps", sharing="mps"),
     _stock(1024),
     _stock(8192),
 )

@@ -35,7 +35,7 @@ def test_what_decides_comes_first_when_time_is_short() -> None:
 
 def test_one_start_does_all_when_there_is_time() -> None:
     labels = [task.deployment.label for task in agenda(GRID, None, in_haste=False)]
-    assert len(labels) == len(set(labels)) == 5 + 8 * 2 * 2
+    assert len(labels) == len(set(labels)) == 5 + 9 * 2 * 2
     assert "nexus-spf-plan@500/15 on arxiv" in labels
 
 

@@ -29,6 +29,21 @@ def test_each_kind_of_sharing_has_its_plan(tmp_path: Path) -> None:
     assert [again.get(kind).hash for kind in kinds] == [fused.hash, split.hash]
 
 
+def test_mps_is_one_more_system(tmp_path: Path) -> None:
+    (system,) = systems_called("nexus-mps")
+    assert system in systems_called("all")
+    profile = read_profile(PROFILE)
+    kinds = kinds_of(Grid((system,), ("random:1024:64",), (Objective.parse("1000/25"),)))
+    plans = Plans(profile, 4096, kinds, tmp_path)
+    plan = plans.get(kinds[0])
+    assert plan.partitioner == "mps"
+    assert [mode.mode for mode in plan.modes.values()] in (["split"], ["overlap"])
+    words = system.words("model", ("--option",), tmp_path / "plan.yaml")
+    assert words[-2:] == ["--partitioner", "mps"]
+    assert "--prefill-order" not in words
+    assert Plans(profile, 4096, kinds, tmp_path).get(kinds[0]).hash == plan.hash
+
+
 def test_a_plan_that_cannot_be_made_fails_when_asked_for() -> None:
     kind = kinds_of(
         Grid(systems_called("nexus-spf-plan"), ("random:512:64",), (Objective.parse("1/0.001"),))
