@@ -11,8 +11,18 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from nexus.errors import UserError
-from nexus.profiler.pair_loop import Loop, Order, Times
-from nexus.profiler.pair_wire import Alone, Beside, Failed, Looping, Ready, Setup, Stopped
+from nexus.profiler.pair_loop import Loop
+from nexus.profiler.pair_wire import (
+    Alone,
+    Beside,
+    Failed,
+    Looping,
+    Order,
+    Ready,
+    Setup,
+    Stopped,
+    Times,
+)
 from nexus.profiler.points import BATCHES
 from nexus.profiler.session import start_engine
 from nexus.profiler.worker import reason

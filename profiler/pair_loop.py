@@ -7,11 +7,11 @@ after the moment from which the other one loops too.
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from nexus.profiler.measure import percentile
 from nexus.profiler.nvml import Condition, GpuCondition
+from nexus.profiler.pair_wire import Order, Times
 from nexus.profiler.points import Point
 from nexus.profiler.steps import StepDriver
 from nexus.profiler.worker import ProfilerExtension
@@ -23,18 +23,6 @@ MAX_REPEATS = 48
 SOLO_SECONDS = 0.25
 BESIDE_SECONDS = 0.8
 STEPS = 400  # that a sequence is given room for, fewer than a point's headroom
-
-Order = Literal["mark", "stop"]
-
-
-@dataclass(frozen=True)
-class Times:
-    """Milliseconds of a step, how many were seen, and the GPU meanwhile."""
-
-    median: float
-    p95: float
-    repeats: int
-    condition: Condition
 
 
 class Clock(Protocol):

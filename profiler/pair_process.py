@@ -13,9 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from nexus.errors import EngineError
-from nexus.profiler.pair_loop import Times
 from nexus.profiler.pair_points import Station
-from nexus.profiler.pair_wire import Alone, Beside, Failed, Looping, Ready, Setup, Stopped
+from nexus.profiler.pair_wire import Alone, Beside, Failed, Looping, Ready, Setup, Stopped, Times
 from nexus.profiler.points import Point
 
 _START_S = 900.0

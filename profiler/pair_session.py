@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from nexus.planner.table import percent_for
-from nexus.profiler.pair_loop import Times
 from nexus.profiler.pair_points import (
     CORE_LOADS,
     GPU_LOADS,
@@ -28,7 +27,7 @@ from nexus.profiler.pair_points import (
     solo_points,
 )
 from nexus.profiler.pair_process import Confined, Crew, EngineProcess, PointError
-from nexus.profiler.pair_wire import Setup
+from nexus.profiler.pair_wire import Setup, Times
 from nexus.profiler.points import Grid, Limits, Point
 from nexus.profiler.session import only, resumed
 from nexus.profiles.documents import check_writable

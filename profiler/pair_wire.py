@@ -1,10 +1,23 @@
 """What a profiler and the engines of its pairs say to each other."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from nexus.profiler.nvml import Condition
 from nexus.profiler.pair_points import Role
 from nexus.profiler.points import Point
+
+Order = Literal["mark", "stop"]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of a step, how many were seen, and the GPU meanwhile."""
+
+    median: float
+    p95: float
+    repeats: int
+    condition: Condition
 
 
 @dataclass(frozen=True)

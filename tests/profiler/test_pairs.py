@@ -14,7 +14,7 @@ from nexus.errors import EngineError, MismatchError
 from nexus.planner.static import make_static_plan
 from nexus.planner.table import Bounds, Workload, percent_for
 from nexus.profiler.nvml import Condition
-from nexus.profiler.pair_loop import STEPS, WARM_UP, Loop, Order, Times
+from nexus.profiler.pair_loop import STEPS, WARM_UP, Loop
 from nexus.profiler.pair_points import (
     GPU_LOADS,
     Round,
@@ -25,6 +25,7 @@ from nexus.profiler.pair_points import (
     pair_points,
     solo_points,
 )
+from nexus.profiler.pair_wire import Order, Times
 from nexus.profiler.points import Limits, Point
 from nexus.profiles.schema import read_profile
 
