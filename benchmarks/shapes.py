@@ -19,10 +19,10 @@ def with_tokenizer(model: str, folder: Path) -> str:
     from transformers import PreTrainedTokenizerFast
 
     copy = folder / source.resolve().name
-    copy.mkdir(exist_ok=True)
-    for file in source.iterdir():
-        if file.is_file() and not (copy / file.name).exists():
-            (copy / file.name).symlink_to(file.resolve())
+    copy.mkdir(exist_ok=True, parents=True)
+    for file in filter(Path.is_file, source.iterdir()):
+        (copy / file.name).unlink(missing_ok=True)
+        (copy / file.name).symlink_to(file.resolve())
     size = json.loads((source / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     special = {"unk_token": "w0", "bos_token": "w1", "eos_token": "w2"}
     vocabulary = {f"w{number}": number for number in range(size)}

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
+from nexus.benchmarks.lane.churn import metrics
 from nexus.planner.table import read_plan
 from nexus.profiles.schema import read_profile
 
@@ -109,6 +110,9 @@ def test_profile_plan_serve(tiny_model: Path, tmp_path: Path) -> None:
     assert plan.model == profile.model
     with serving(tmp_path, "--table", "plan.yaml", *ENGINE) as (client, server):
         planned = completions(client)
+        steps = metrics(client.base_url.port or 0)
+        counted = {name: steps[f"nexus_mode_steps_total:{name}"] for name in plan.modes}
+        assert sum(counted.values()) > 12
         refusal = pytest.raises(Exception, match="maximum context length")
         with refusal as caught:
             client.completions.create(model=str(tiny_model), prompt="w5 " * 2000, max_tokens=1)

@@ -16,7 +16,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from nexus.benchmarks.lane.results import Results
 from nexus.benchmarks.lane.tables import lane_modes_of
 from nexus.benchmarks.lane.tracefile import read_trace
 from nexus.benchmarks.shapes import with_tokenizer
+from nexus.demo.model import cache_folder
 from nexus.errors import NexusError
 from nexus.planner.table import Plan, read_plan
 from nexus.terminal import err, now, quieten
@@ -99,12 +99,10 @@ def _stock(arguments: argparse.Namespace, options: list[str]) -> int:
 
     quieten(verbose=False)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        model = with_tokenizer(arguments.model, Path(folder))
-        path = arguments.output / "stock-answers.json"
-        path.unlink(missing_ok=True)
-        plan = read_plan(arguments.table)
-        stock_answers(model, [*options, *ALIKE], plan, path, arguments.prompts)
+    path = arguments.output / "stock-answers.json"
+    path.unlink(missing_ok=True)
+    plan = read_plan(arguments.table)
+    stock_answers(_model(arguments), [*options, *ALIKE], plan, path, arguments.prompts)
     return 0
 
 
@@ -119,9 +117,9 @@ def _lane(arguments: argparse.Namespace, options: list[str]) -> int:
     stock = arguments.output / "stock-answers.json"
     if not stock.exists():
         err.print("no answers of stock vLLM to compare with", markup=False)
-    with tempfile.TemporaryDirectory() as folder, results.part("engine"):
+    with results.part("engine"):
         lane_evidence(
-            with_tokenizer(arguments.model, Path(folder)),
+            _model(arguments),
             [*options, *ALIKE],
             plan,
             lanes,
@@ -145,10 +143,10 @@ def _server(arguments: argparse.Namespace, options: list[str]) -> int:
     load = Churn(arguments.load_requests, arguments.load_rate, 0.0, 200, 3000, 250, limit_s=120.0)
     churn = Churn(arguments.requests, arguments.rate)
     words = ["--table", str(arguments.table), *(["--force"] if arguments.force else []), *options]
-    with tempfile.TemporaryDirectory() as folder, results.part("server"):
-        model = with_tokenizer(arguments.model, Path(folder))
+    with results.part("server"):
         wanted = Wanted(load, churn, arguments.limit)
-        seen = observe(model, words, arguments.output, wanted, _co_run(arguments, plan))
+        co_run = _co_run(arguments, plan)
+        seen = observe(_model(arguments), words, arguments.output, wanted, co_run)
         results.keep("seen", seen)
         if not seen["churn"]["nothing_lost"]:
             results.add("failed", "churn", "something was lost")
@@ -167,6 +165,11 @@ def _trace(arguments: argparse.Namespace, options: list[str]) -> int:
     else:
         arguments.output.write_text(text, encoding="utf-8")
     return 0
+
+
+def _model(arguments: argparse.Namespace) -> str:
+    """With a tokenizer; in one place, as vLLM keys what it has compiled by a model's path."""
+    return with_tokenizer(arguments.model, cache_folder() / "shapes")
 
 
 def _co_run(arguments: argparse.Namespace, plan: Plan | None) -> StepTime | None:

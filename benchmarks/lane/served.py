@@ -77,7 +77,9 @@ def _shown(found: dict[str, float]) -> dict[str, Any]:
     }
     return {
         "mode_steps": steps,
-        "lane_modes_shown": any(name.startswith(("overlap", "split")) for name in steps),
+        "lane_modes_shown": any(
+            count > 0 for name, count in steps.items() if name.startswith(("overlap", "split"))
+        ),
     }
 
 

@@ -12,13 +12,14 @@ class ServeContext:
     """Travels as vLLM's ``additional_config``, whose processes unpickle it.
 
     ``table`` is the plan's path, ``prefill_order`` how waiting prompts are ordered,
-    ``trace`` the file to trace steps to.
+    ``trace`` the file to trace steps to, ``metrics`` the folder to leave metrics in.
     """
 
     table: Path
     prefill_order: PrefillOrder = "spf"
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
     trace: Path | None = None
+    metrics: Path | None = None
 
     def compute_hash(self) -> str:
         """What vLLM keys compiled graphs by; a plan changes none of them."""

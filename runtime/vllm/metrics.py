@@ -1,14 +1,20 @@
 """Nexus's metrics on the server's own ``/metrics``.
 
-vLLM carries a connector's statistics from the scheduler to the front end with every step,
-and lets the connector's class register what becomes of them there.
+The scheduler is in another process than the HTTP server. Its numbers travel as
+prometheus_client lets those of a server of many processes travel: in a file that the one
+process writes, a few bytes a step, and the other reads when it is asked.
 """
 
-from collections import Counter as Counts
-from typing import Any
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
-from prometheus_client import Counter, Gauge
-from typing_extensions import override
+from prometheus_client import REGISTRY
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorPromMetrics,
     KVConnectorStats,
@@ -16,104 +22,97 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 
 from nexus.runtime.vllm.watch import Tally
 
+# Names that the connector takes from here; vLLM's own, which do nothing.
+LaneMetrics = KVConnectorPromMetrics
+LaneStats = UnloggedStats = KVConnectorStats
 
-class LaneStats(KVConnectorStats):
-    """One interval: ``data`` has ``added`` (amounts), ``modes`` (steps) and ``now`` (levels)."""
-
-    @classmethod
-    def of(
-        cls, tally: Tally, failures: int, prompt_tokens: int, now: dict[str, int]
-    ) -> "LaneStats":
-        """``failures`` and ``prompt_tokens`` are the lane's in the interval."""
-        added = {
-            "steps_compared": tally.compared,
-            "step_predicted_seconds": tally.predicted_s,
-            "step_measured_seconds": tally.measured_s,
-            "lane_failures": failures,
-            "lane_prompt_tokens": prompt_tokens,
-        }
-        return cls({"added": added, "modes": dict(tally.steps), "now": now})
-
-    @override
-    def reset(self) -> None:
-        self.data: dict[str, Any] = {}
-
-    @override
-    def aggregate(self, other: KVConnectorStats) -> "LaneStats":
-        """Both intervals together."""
-        if other.is_empty():
-            return self
-        if not self.data:
-            return LaneStats(other.data)
-        both = {
-            kind: dict(Counts(self.data[kind]) + Counts(other.data[kind]))
-            for kind in ("added", "modes")
-        }
-        return LaneStats({**both, "now": other.data["now"]})
-
-    @override
-    def reduce(self) -> dict[str, int | float]:
-        return {}
-
-    @override
-    def is_empty(self) -> bool:
-        return not self.data
-
-
-class UnloggedStats(LaneStats):
-    """As the front end sees them: vLLM's line of transfer statistics would tell nothing."""
-
-    @override
-    def is_empty(self) -> bool:
-        return True
-
+_OF_ALL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"
+"""Where vLLM itself keeps such files when it serves with several processes."""
 
 _COUNTERS = {
-    "steps_compared": "Steps whose time the plan predicts.",
-    "step_predicted_seconds": "Their predicted time.",
-    "step_measured_seconds": "Their measured time.",
-    "lane_failures": "Prompts that the prefill lane could not launch, served fused instead.",
-    "lane_prompt_tokens": "Prompt tokens launched on the prefill lane.",
+    "nexus_mode_steps": "Steps by mode.",
+    "nexus_steps_compared": "Steps whose time the plan predicts.",
+    "nexus_step_predicted_seconds": "Their predicted time.",
+    "nexus_step_measured_seconds": "Their measured time.",
+    "nexus_lane_failures": "Prompts that the prefill lane could not launch, served fused instead.",
+    "nexus_lane_prompt_tokens": "Prompt tokens launched on the prefill lane.",
 }
 _GAUGES = {
-    "lane_prompts": "Prompts on the prefill lane.",
-    "lane_waiting_tokens": "Tokens of theirs that are not launched yet.",
-    "lane_up": "1 while the prefill lane serves, 0 after it got stuck.",
+    "nexus_realized_sms": "SMs a phase may use.",
+    "nexus_lane_prompts": "Prompts on the prefill lane.",
+    "nexus_lane_waiting_tokens": "Tokens of theirs that are not launched yet.",
+    "nexus_lane_up": "1 while the prefill lane serves, 0 after it got stuck.",
 }
 
 
-class LaneMetrics(KVConnectorPromMetrics):
-    """Registered in the front end's process, one series per engine."""
+class SchedulerMetrics:
+    """The scheduler's side: what it has counted, and the present levels."""
 
-    def __init__(
-        self,
-        vllm_config: Any,
-        metric_types: Any,
-        labelnames: list[str],
-        per_engine_labelvalues: dict[int, list[object]],
-    ) -> None:
-        """As vLLM calls it."""
-        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-        counter, gauge = metric_types[Counter], metric_types[Gauge]
+    def __init__(self, folder: Path, labels: Mapping[str, str], modes: Iterable[str]) -> None:
+        """Write to ``folder``; every series has ``labels``. ``modes`` begin with 0 steps."""
+        where = Path(os.environ.get(_OF_ALL_PROCESSES, folder))
+        self._labels = dict(labels)
+        self._counters = _File(where, "counter")
+        self._gauges = _File(where, "gauge_mostrecent")
+        self._totals: dict[str, float] = {}
+        for mode in modes:
+            self.count("nexus_mode_steps", 0, mode=mode)
+        self.steps(Tally())
 
-        def level(name: str, text: str, labels: list[str]) -> Any:
-            return gauge(name, text, multiprocess_mode="mostrecent", labelnames=labels)
+    def steps(self, tally: Tally) -> None:
+        """Steps that ended since the last call."""
+        for mode, count in tally.steps.items():
+            self.count("nexus_mode_steps", count, mode=mode)
+        self.count("nexus_steps_compared", tally.compared)
+        self.count("nexus_step_predicted_seconds", tally.predicted_s)
+        self.count("nexus_step_measured_seconds", tally.measured_s)
 
-        self._modes = counter("nexus_mode_steps", "Steps by mode.", [*labelnames, "mode"])
-        self._sms = level("nexus_realized_sms", "SMs a phase may use.", [*labelnames, "phase"])
-        self._counters = {n: counter(f"nexus_{n}", t, labelnames) for n, t in _COUNTERS.items()}
-        self._gauges = {n: level(f"nexus_{n}", t, labelnames) for n, t in _GAUGES.items()}
+    def count(self, name: str, amount: float, **labels: str) -> None:
+        """Add ``amount`` to a counter."""
+        key = self._key(name, f"{name}_total", _COUNTERS[name], labels)
+        self._totals[key] = self._totals.get(key, 0.0) + amount
+        self._counters.write(key, self._totals[key])
 
-    @override
-    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
-        """Add one interval."""
-        labels = self.per_engine_labelvalues[engine_idx]
-        for name, steps in transfer_stats_data["modes"].items():
-            self._modes.labels(*labels, name).inc(steps)
-        for name, amount in transfer_stats_data["added"].items():
-            self._counters[name].labels(*labels).inc(amount)
-        now = transfer_stats_data["now"]
-        for name, metric in self._gauges.items():
-            metric.labels(*labels).set(now[name])
-        for phase in ("prefill", "decode"):
-            self._sms.labels(*labels, phase).set(now[f"{phase}_sms"])
+    def level(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        self._gauges.write(self._key(name, name, _GAUGES[name], labels), value)
+
+    def close(self) -> None:
+        """Let go of the files, which stay as they are."""
+        self._counters.close()
+        self._gauges.close()
+
+    def _key(self, family: str, name: str, text: str, labels: Mapping[str, str]) -> str:
+        all_labels = {**self._labels, **labels}
+        key: str = mmap_key(family, name, list(all_labels), list(all_labels.values()), text)
+        return key
+
+
+class _File:
+    """One file of one process; its name tells prometheus_client what is in it."""
+
+    def __init__(self, folder: Path, kind: Literal["counter", "gauge_mostrecent"]) -> None:
+        path = str(folder / f"{kind}_nexus{os.getpid()}.db")
+        self._values: Any = MmapedDict(path)  # type: ignore[no-untyped-call]
+
+    def write(self, key: str, value: float) -> None:
+        self._values.write_value(key, value, time.time())
+
+    def close(self) -> None:
+        self._values.close()
+
+
+@contextmanager
+def on_metrics_page(folder: Path) -> Iterator[None]:
+    """The HTTP server's side: inside the block ``/metrics`` shows what is in ``folder``.
+
+    With several HTTP servers vLLM collects the files of all processes itself.
+    """
+    if _OF_ALL_PROCESSES in os.environ:
+        yield
+        return
+    collector: Any = MultiProcessCollector(REGISTRY, str(folder))  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        REGISTRY.unregister(collector)

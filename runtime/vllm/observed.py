@@ -14,7 +14,7 @@ from nexus.planner.table import Mode, Row, read_plan
 from nexus.runtime.policy import State
 from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.metrics import LaneStats
+from nexus.runtime.vllm.metrics import SchedulerMetrics
 from nexus.runtime.vllm.trace import FIRST_TOKENS, LEFT_LANE, STEPS, ServeTrace
 from nexus.runtime.vllm.watch import Scheduled, StepWatch
 
@@ -40,9 +40,9 @@ class ObservedScheduler(Scheduler):
         self.nexus_plan = read_plan(context.table)
         self.nexus_decision: Decision | None = None
         self._lane = self.connector if isinstance(self.connector, LaneConnector) else None
-        if self._lane is not None:
-            self._lane.collect = self._stats
+        self._all_sms = (self.nexus_plan.machine.sms,) * 2
         self._watch = StepWatch()
+        self._metrics = self._new_metrics(context)
         self._trace = ServeTrace(context.trace) if context.trace else None
 
     def update_from_output(
@@ -56,18 +56,19 @@ class ObservedScheduler(Scheduler):
             log.warning("nexus: %s", warning)
         if line is not None:
             log.info("nexus: %s%s", line, "" if self._lane is None else self._lane.admission)
-        if self._trace is None:
-            return super().update_from_output(scheduler_output, *args, **kwargs)
         silent = self._silent(scheduler_output.num_scheduled_tokens)
         outputs = super().update_from_output(scheduler_output, *args, **kwargs)
-        spoke = {
-            output.request_id
-            for of_client in outputs.values()
-            for output in of_client.outputs
-            if output.new_token_ids
-        }
-        self._trace_requests(FIRST_TOKENS, silent & spoke)
+        self._trace_requests(FIRST_TOKENS, silent & _spoke(outputs) if silent else silent)
+        if self._metrics is not None:
+            self._count(self._metrics)
         return outputs
+
+    def shutdown(self) -> None:
+        """As vLLM's."""
+        super().shutdown()
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
 
     def note_scheduled(self, output: SchedulerOutput, decode_batch: int) -> None:
         """A step goes to the worker, in which ``decode_batch`` requests generate."""
@@ -92,7 +93,9 @@ class ObservedScheduler(Scheduler):
             self._trace_requests(LEFT_LANE, left - self._lane.returned - self._lane.lost)
 
     def _silent(self, req_ids: Iterable[str]) -> set[str]:
-        """Those without an output token so far."""
+        """Those without an output token so far, if the trace is to tell when they speak."""
+        if self._trace is None:
+            return set()
         found = ((req_id, self.requests.get(req_id)) for req_id in req_ids)
         return {req_id for req_id, request in found if request and not request.num_output_tokens}
 
@@ -119,16 +122,36 @@ class ObservedScheduler(Scheduler):
             lane = self._lane.admission
             self._trace.level("prefill lane", now_s, prompts=lane.queued, tokens=lane.backlog)
 
-    def _stats(self) -> LaneStats:
-        assert self._lane is not None
-        admission = self._lane.admission
-        failures, tokens = admission.take_counts()
-        prefill_sms, decode_sms = admission.sms or (self.nexus_plan.machine.sms,) * 2
-        now = {
-            "lane_prompts": admission.queued,
-            "lane_waiting_tokens": admission.backlog,
-            "lane_up": int(not admission.disabled),
-            "prefill_sms": prefill_sms,
-            "decode_sms": decode_sms,
+    def _new_metrics(self, context: ServeContext) -> SchedulerMetrics | None:
+        if context.metrics is None:
+            return None
+        config = self.vllm_config
+        labels = {
+            "model_name": str(config.model_config.served_model_name),
+            "engine": str(config.parallel_config.data_parallel_rank),
         }
-        return LaneStats.of(self._watch.take(), failures, tokens, now)
+        return SchedulerMetrics(context.metrics, labels, self.nexus_plan.modes)
+
+    def _count(self, metrics: SchedulerMetrics) -> None:
+        metrics.steps(self._watch.take())
+        if self._lane is None:
+            return
+        lane = self._lane.admission
+        failures, tokens = lane.take_counts()
+        metrics.count("nexus_lane_failures", failures)
+        metrics.count("nexus_lane_prompt_tokens", tokens)
+        metrics.level("nexus_lane_prompts", lane.queued)
+        metrics.level("nexus_lane_waiting_tokens", lane.backlog)
+        metrics.level("nexus_lane_up", int(not lane.disabled))
+        for phase, sms in zip(("prefill", "decode"), lane.sms or self._all_sms, strict=True):
+            metrics.level("nexus_realized_sms", sms, phase=phase)
+
+
+def _spoke(outputs: dict[int, Any]) -> set[str]:
+    """The requests with new tokens."""
+    return {
+        output.request_id
+        for of_client in outputs.values()
+        for output in of_client.outputs
+        if output.new_token_ids
+    }

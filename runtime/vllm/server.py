@@ -2,12 +2,12 @@
 
 import argparse
 import logging
-import socket
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from nexus.errors import EngineError, UserError
+from nexus.errors import EngineError, MismatchError, UserError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.documents import check_writable
 from nexus.profiles.schema import Machine
@@ -20,6 +20,7 @@ from nexus.runtime.machine import (
     this_machine,
 )
 from nexus.runtime.policy import PrefillOrder
+from nexus.runtime.ports import check_port
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.lane_options import lane_modes, plug_in_lane, refuse_unservable
 from nexus.runtime.vllm.options import one_line, parse_serve, use_every_core, with_defaults
@@ -44,22 +45,27 @@ def serve(
     anything is started when the plan does not fit the model or machine (unless ``force``),
     an option is refused, or the port is taken.
     """
-    context = None
-    if table is not None:
-        context = ServeContext(
-            table.resolve(), prefill_order, aging_tokens_per_s, trace and trace.resolve()
-        )
     if trace is not None:
         _check_trace(trace, table)
-    arguments, plan = with_plan(model, options, context, force)
-    _check_port(arguments)
-    _check_engine(arguments, plan, force)
-    tracing = None if trace is None else ServeTrace(trace, begin=True)
-    try:
+    with ExitStack() as stack:
+        context = None
+        if table is not None:
+            metrics = Path(stack.enter_context(TemporaryDirectory(prefix="nexus-metrics-")))
+            traced = trace and trace.resolve()
+            context = ServeContext(
+                table.resolve(), prefill_order, aging_tokens_per_s, traced, metrics
+            )
+        arguments, plan = with_plan(model, options, context, force)
+        if not getattr(arguments, "uds", None):
+            check_port(arguments.host, arguments.port)
+        _check_engine(arguments, plan, force)
+        if context is not None and context.metrics is not None:
+            from nexus.runtime.vllm.metrics import on_metrics_page
+
+            stack.enter_context(on_metrics_page(context.metrics))
+        if trace is not None:
+            stack.callback(ServeTrace(trace, begin=True).end)
         arguments.command.cmd(arguments)
-    finally:
-        if tracing is not None:
-            tracing.end()
 
 
 def with_plan(
@@ -75,6 +81,8 @@ def with_plan(
         config_hash(model)  # says that there is no such model before vLLM does at length
         return _arguments(model, options, None, machine), None
     plan = read_plan(context.table)
+    if plan.partitioner == "mps":
+        raise MismatchError(f"{context.table.name} is a plan for MPS: add --partitioner mps")
     if not force:
         check_machine(plan.machine, machine, context.table.name)
         check_model(plan.model, model, context.table.name)
@@ -150,19 +158,3 @@ def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool)
         raise EngineError("--no-enable-chunked-prefill cannot be combined with --table")
     if lane_modes(plan):
         refuse_unservable(config, plan)
-
-
-def _check_port(arguments: argparse.Namespace) -> None:
-    if getattr(arguments, "uds", None):
-        return
-    if not 0 <= arguments.port < 1 << 16:
-        raise EngineError(f"port {arguments.port} is not a port (0 to 65535)")
-    host = arguments.host or ""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, arguments.port))
-        except OSError as error:
-            where = f"port {arguments.port}" + (f" of {host}" if host else "")
-            raise EngineError(f"{where}: {error.strerror}") from error

@@ -1,7 +1,6 @@
 """Steps against the plan's predictions, in the tests' own time."""
 
 from nexus.planner.table import Mode, Row
-from nexus.runtime.vllm.metrics import LaneStats, UnloggedStats
 from nexus.runtime.vllm.watch import STEPS_TO_WARN, Scheduled, StepWatch
 
 FUSED = Mode("fused", 512)
@@ -60,18 +59,3 @@ def test_a_line_a_minute() -> None:
     assert "fused-512 10" in line
     assert "10.0 ms, predicted 10.0 ms" in line
     assert watch.line(121.0) is None
-
-
-def test_statistics_add_up() -> None:
-    watch = StepWatch()
-    run(watch, STEP, 3, 0.01, 0.0)
-    first = LaneStats.of(watch.take(), 1, 100, {"lane_prompts": 2})
-    run(watch, STEP, 2, 0.01, 0.03)
-    both = first.aggregate(LaneStats.of(watch.take(), 0, 50, {"lane_prompts": 1}))
-    assert both.data["modes"] == {"fused-512": 5}
-    assert both.data["added"]["lane_prompt_tokens"] == 150
-    assert both.data["now"] == {"lane_prompts": 1}
-    assert LaneStats().aggregate(both).data == both.data
-    assert both.aggregate(LaneStats()).data == both.data
-    assert not both.is_empty()
-    assert UnloggedStats(both.data).is_empty()
