@@ -30,8 +30,9 @@ LEFT_OUT = {
     "torchcodec",  # have no CPU build that fits the pinned torch
     "torchvision",
 }
-# Large, and of no use without a GPU: xgrammar asks for it and runs without.
-NO_CPU_USE = ("triton",)
+# Large, and of no use without a GPU: xgrammar asks for the one and nixl for the other (beside
+# its build for CUDA 13), and both run without.
+NO_CPU_USE = ("triton", "nixl-cu12")
 
 HEADER = """\
 # Written by `make lock`; do not edit.
@@ -60,10 +61,10 @@ def build_requirements(version: str, folder: Path) -> set[str]:
 
 
 def own_requirements() -> set[str]:
-    """Nexus's own dependencies with those of its demo and of its developers."""
+    """Nexus's own dependencies with those of its extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return {*project["dependencies"], *extras["demo"], *extras["dev"]}
+    return {*project["dependencies"], *extras["demo"], *extras["dev"], *extras["mps"]}
 
 
 def pip(*arguments: str) -> None:

@@ -117,5 +117,5 @@ def test_lock_file_pins_everything_and_no_cuda() -> None:
     assert not [name for name in names if name.startswith(("nvidia-", "triton", "cuda-"))]
     project = _config()["project"]
     extras = project["optional-dependencies"]
-    for line in [*project["dependencies"], *extras["demo"], *extras["dev"]]:
+    for line in [*project["dependencies"], *extras["demo"], *extras["dev"], *extras["mps"]]:
         assert re.split(r"[<>=\[]", line)[0].lower() in names, line

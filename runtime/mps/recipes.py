@@ -78,9 +78,11 @@ class Recipes:
     metrics_port: int
 
 
-def missing(programs: Programs) -> list[str]:
-    """The modules that are needed and not installed."""
-    return [name for name in programs.needs if importlib.util.find_spec(name) is None]
+def check_installed(programs: Programs) -> None:
+    """Raise EngineError when a module that the parts need is not installed."""
+    lacking = [name for name in programs.needs if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise EngineError(f"not installed: {', '.join(lacking)} (pip install nixl vllm-router)")
 
 
 def check_options(options: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from nexus.errors import MismatchError, UserError
+from nexus.errors import MismatchError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.schema import Machine
 from nexus.runtime.machine import check_machine, check_model, check_software, this_machine
@@ -26,9 +26,9 @@ from nexus.runtime.mps.recipes import (
     Address,
     Programs,
     Recipes,
+    check_installed,
     check_options,
     make_recipes,
-    missing,
 )
 from nexus.runtime.ports import check_port
 from nexus.runtime.vllm.options import parse_serve
@@ -63,9 +63,7 @@ def serve(
     check_options(options)
     arguments = parse_serve(model, options)
     check_port(arguments.host, arguments.port)
-    lacking = missing(programs)
-    if lacking:
-        raise UserError(f"not installed: {', '.join(lacking)} (pip install 'nexus[mps]')")
+    check_installed(programs)
     find_control(programs.control)
     address = Address(arguments.host, arguments.port)
     run(make_recipes(model, options, plan, address, programs), say, programs.control, folder)

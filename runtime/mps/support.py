@@ -3,10 +3,10 @@
 from importlib import metadata
 from pathlib import Path
 
-from nexus.errors import PartitionError
+from nexus.errors import EngineError, PartitionError
 from nexus.runtime.mps.daemon import CONTROL, find_control, refuse_others
 from nexus.runtime.mps.folder import check_folder, default_folder, holder, left_behind
-from nexus.runtime.mps.recipes import Programs, missing
+from nexus.runtime.mps.recipes import Programs, check_installed
 
 _DISTRIBUTIONS = ("nixl", "vllm-router")
 
@@ -31,9 +31,10 @@ def describe_daemon(control: str = CONTROL, folder: Path | None = None) -> tuple
 
 def describe_parts(programs: Programs | None = None) -> tuple[bool, str]:
     """Whether the router and the KV connector are installed, and in which versions."""
-    lacking = missing(programs or Programs())
-    if lacking:
-        return False, f"not installed: {', '.join(lacking)} (pip install 'nexus[mps]')"
+    try:
+        check_installed(programs or Programs())
+    except EngineError as error:
+        return False, str(error)
     return True, ", ".join(f"{name} {_version(name)}" for name in _DISTRIBUTIONS)
 
 

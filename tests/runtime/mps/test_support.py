@@ -60,7 +60,7 @@ def test_someone_else_runs_a_daemon(control: str, folder: Path, tmp_path: Path) 
 def test_what_is_not_installed_is_named() -> None:
     assert describe_parts(Programs(needs=("json", "no_such_router"))) == (
         False,
-        "not installed: no_such_router (pip install 'nexus[mps]')",
+        "not installed: no_such_router (pip install nixl vllm-router)",
     )
     assert describe_parts(Programs(needs=("json",)))[0]
 
