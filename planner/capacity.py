@@ -99,9 +99,9 @@ def traffic_of(
     contexts = np.full_like(levels, lengths.decode_context)
     tokens = engine.max_num_batched_tokens
     busy = States(levels, contexts, np.full_like(levels, _ENDLESS_BACKLOG))
-    with_prefill = evaluate(model, modes, busy, lengths.prompt_position, tokens)
+    with_prefill = evaluate(model, modes, busy, lengths, tokens)
     idle = States(levels, contexts, np.zeros_like(levels))
-    alone = evaluate(model, modes[:1], idle, lengths.prompt_position, tokens)
+    alone = evaluate(model, modes[:1], idle, lengths, tokens)
     prompt_ms = 1e3 * lengths.input_mean / np.maximum(with_prefill.prefill_per_s, 1e-9)
     allowed = (with_prefill.tbt_ms <= tbt_ms) & (prompt_ms <= ttft_ms)
     return Traffic(

@@ -14,7 +14,7 @@ from nexus.planner.simulate import System
 from nexus.planner.table import Bounds, Mode, Plan, Table
 from nexus.planner.workload import Requests
 
-STOCK_CHUNKS = (512, 2048, 8192)  # what a tuned vLLM without Nexus is run with
+STOCK_CHUNKS = (256, 512, 2048, 8192)  # what a tuned vLLM without Nexus is run with
 RULES = (
     Rule("prices"),
     Rule("prices", nearly=0.9),
@@ -104,20 +104,35 @@ class Contest:
         single = fixed.system.mode
         if single in self.shared and single not in kept and max_partitions:
             kept = [*kept[: max_partitions - 1], single]
-        modes = [*self.fused, *kept]
-        capacity = self.problem.capacity(modes)
+        around = [replace(AROUND, usual=single.name)] if single in [*self.fused, *kept] else []
+        drafts = self._drafts([*self.fused, *kept], [*RULES, *around])
+        if kept:  # partitions pay in most states, or in none
+            drafts += self._drafts(self.fused, list(RULES))
         played: list[tuple[Played, Plan]] = []
-        around = [replace(AROUND, usual=single.name)] if single in modes else []
-        for rule in (*RULES, *around):
-            rows = choose_rows(self.problem, modes, self.draft.axes, capacity, rule)
-            if any(rows == other.rows for _, other in played):
-                continue
-            plan = self.draft.plan(modes, rows, "nexus")
-            played.append((self.play(System("plan", plan=plan)), plan))
+        for plan in drafts:
+            if not any(plan.rows == other.rows for _, other in played):
+                self._enter(plan, played)
         best = self._best([entry for entry, _ in played])
         close = [entry for entry in played if not self.better(best, entry[0], 1 / _SAME)]
         rate = max(_USUAL_LOAD * best.per_s, 1e-6)
         return min(close, key=lambda entry: self._ttft(entry[0].system, rate))
+
+    def _drafts(self, modes: list[Mode], rules: list[Rule]) -> list[Plan]:
+        """A table of ``modes`` for each rule."""
+        capacity = self.problem.capacity(modes)
+        tables = [choose_rows(self.problem, modes, self.draft.axes, capacity, r) for r in rules]
+        return [self.draft.plan(modes, rows, "nexus") for rows in tables]
+
+    def _enter(self, plan: Plan, played: list[tuple[Played, Plan]]) -> None:
+        """Play a table to its end unless it is soon seen to be worse than one of ``played``."""
+        system, floor = System("plan", plan=plan), 0.0
+        if played:
+            best = self._best([entry for entry, _ in played])
+            if self._is_much(best.per_s):
+                floor = min(_SAME * best.per_s, self._highest(system))
+                if not self.arena.sustains(system, floor):
+                    return
+        played.append((self.play(system, floor), plan))
 
     def _best(self, entries: list[Played]) -> Played:
         best = entries[0]

@@ -1,6 +1,7 @@
 """What a plan is made of before its table is."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from nexus.planner.problem import Problem
@@ -24,6 +25,10 @@ class Draft:
     axes: Axes
     provenance: Provenance
 
+    @cached_property
+    def _profile_hash(self) -> str:
+        return self.profile.hash
+
     def plan(
         self,
         modes: list[Mode],
@@ -39,7 +44,7 @@ class Draft:
         profile = self.profile
         return Plan(
             provenance=self.provenance,
-            profile_hash=profile.hash,
+            profile_hash=self._profile_hash,
             machine=profile.machine,
             model=profile.model,
             engine=profile.engine,

@@ -9,6 +9,7 @@ from nexus.planner.latency import LatencyModel
 from nexus.planner.shape import Shape
 from nexus.planner.sharing import Partition
 from nexus.planner.table import Mode
+from nexus.planner.workload import Lengths
 from nexus.profiles.schema import Profile, held_in
 
 SMALLEST_CHUNK = 16  # below it a step holds hardly any work, and every prompt takes many
@@ -84,19 +85,26 @@ def shared_modes(profile: Profile, model: LatencyModel, decode_batch: float) -> 
 
 
 def evaluate(
-    model: LatencyModel, modes: list[Mode], states: States, prompt_position: float, max_tokens: int
+    model: LatencyModel, modes: list[Mode], states: States, lengths: Lengths, max_tokens: int
 ) -> Outcomes:
     """Judge every mode in every state.
 
-    ``prompt_position`` is the mean number of tokens before a prompt token in its prompt;
-    ``max_tokens`` is the engine's limit of one batch.
+    ``lengths`` say how far into its prompt a chunk is, and how much longer than the mean the
+    longest context of a batch is; ``max_tokens`` is the engine's limit of one batch.
     """
-    rows = [_evaluate_one(model, mode, states, prompt_position, max_tokens) for mode in modes]
+    beyond = lengths.longest_beyond_mean(states.decode_batch)
+    position = lengths.prompt_position
+    rows = [_evaluate_one(model, mode, states, position, beyond, max_tokens) for mode in modes]
     return Outcomes(*(np.stack(parts) for parts in zip(*rows, strict=True)))
 
 
 def _evaluate_one(
-    model: LatencyModel, mode: Mode, states: States, prompt_position: float, max_tokens: int
+    model: LatencyModel,
+    mode: Mode,
+    states: States,
+    prompt_position: float,
+    beyond: Floats,
+    max_tokens: int,
 ) -> tuple[Floats, Floats, Floats, Floats, Bools]:
     batch, backlog = states.decode_batch, states.prefill_backlog
     chunk = np.minimum(mode.chunk, backlog)
@@ -104,7 +112,7 @@ def _evaluate_one(
         limit = np.maximum(max_tokens - batch, 1.0)
         chunk = np.where(backlog > 0, np.clip(chunk, 1.0, limit), 0.0)
     shape = Shape.of(chunk, prompt_position - chunk / 2, batch, states.decode_context)
-    prefill_ms, decode_ms, outside = mode_times(model, mode, shape)
+    prefill_ms, decode_ms, outside = mode_times(model, mode, shape, beyond)
     decodes, prefills = batch > 0, chunk > 0
     return (
         np.where(decodes, decode_ms, 0.0),
@@ -115,16 +123,20 @@ def _evaluate_one(
     )
 
 
-def mode_times(model: LatencyModel, mode: Mode, shape: Shape) -> tuple[Floats, Floats, Bools]:
+def mode_times(
+    model: LatencyModel, mode: Mode, shape: Shape, beyond: Floats
+) -> tuple[Floats, Floats, Bools]:
     """A prefill and a decode step's ms in ``mode``, and where ``shape`` is outside what was
     measured.
 
-    A decode step with no prefill beside it has the whole device in any mode. The server's
-    overhead is part of a step on the decode lane; a lane's chunks are queued ahead of time.
+    A decode step with no prefill beside it has the whole device in any mode. ``beyond`` is by
+    how many tokens the longest decode's context exceeds the mean.
     """
     partition = partition_in(mode, model.sms)
     fused, outside = model.fused_step(shape)
-    more = np.where(shape.chunk > 0, model.overhead.prefill_ms, model.overhead.decode_ms)
+    serving = model.serving
+    decode_more = serving.uneven_decode_ms * beyond / 1e3
+    more = np.where(shape.chunk > 0, serving.uneven_fused_ms * beyond / 1e3, decode_more)
     if partition is None:
         return fused + more, fused + more, outside
     both = (shape.chunk > 0) & (shape.decode_batch > 0)
@@ -132,7 +144,7 @@ def mode_times(model: LatencyModel, mode: Mode, shape: Shape) -> tuple[Floats, F
     alone, alone_outside = model.prefill_curve(partition).predict(shape)
     return (
         np.where(both, prefill, alone),
-        np.where(both, decode, fused) + model.overhead.decode_ms,
+        np.where(both, decode, fused) + decode_more,
         np.where(both, shared_outside, np.where(shape.chunk > 0, alone_outside, outside)),
     )
 

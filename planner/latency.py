@@ -14,6 +14,7 @@ import numpy as np
 from nexus.errors import DocumentError
 from nexus.planner.curve import StepCurve, fit_curve
 from nexus.planner.fit import Bools, Floats
+from nexus.planner.serving import Serving, serving_of
 from nexus.planner.shape import Ranges, Shape
 from nexus.planner.sharing import (
     DECODE_REACH,
@@ -57,6 +58,7 @@ class LatencyModel:
     prefill_slowdown: dict[Partition, Slowdown]
     decode_slowdown: dict[Partition, Slowdown]
     overhead: Overhead
+    serving: Serving
 
     def solo_prefill(self, sms: int, shape: Shape) -> tuple[Floats, Bools]:
         """Time of a prefill step alone on ``sms`` SMs, which must be measured."""
@@ -131,16 +133,18 @@ def fit_model(profile: Profile) -> LatencyModel:
                 "and a plan needs at least 2: measure more of it"
             )
     whole_prefill, whole_decode = _solo_curve(prefill[sms]), _solo_curve(decode[sms])
+    fused_curve = _fused_curve(fused, [*prefill[sms], *decode[sms]])
     solo = LatencyModel(
         sms=sms,
         prefill={n: _part_curve(group, whole_prefill, prefill[sms]) for n, group in prefill.items()}
         | {sms: whole_prefill},
         decode={n: _part_curve(group, whole_decode, decode[sms]) for n, group in decode.items()}
         | {sms: whole_decode},
-        fused=_fused_curve(fused, [*prefill[sms], *decode[sms]]),
+        fused=fused_curve,
         prefill_slowdown={},
         decode_slowdown={},
         overhead=OVERHEADS[profile.machine.device],
+        serving=serving_of(profile, whole_prefill, fused_curve),
     )
     return _with_sharing(solo, samples)
 

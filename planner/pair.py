@@ -144,7 +144,7 @@ class DecodeEngine(ImaginedEngine):
         alone = lane.decode_alone(0, 0.0, batch, kv) if batch else 0.0
         beside = prefill.chunk and prefill.started_s <= self.now < prefill.now
         if batch and beside:
-            return max(alone, lane.decode(prefill.chunk, prefill.context, batch, kv))
+            alone = max(alone, lane.decode(prefill.chunk, prefill.context, batch, kv))
         return alone + self.times.overhead.decode_ms
 
     def _land(self, prefill: PrefillEngine) -> None:

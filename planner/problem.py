@@ -37,6 +37,6 @@ class Problem:
             self.model,
             modes,
             States.of(states),
-            self.lengths.prompt_position,
+            self.lengths,
             self.engine.max_num_batched_tokens,
         )

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from nexus.planner.table import Mode
-
 
 @dataclass(slots=True)
 class Sequence:
-    """One request on its way through the engine; ``spans`` are its [first, last] steps."""
+    """One request on its way through the engine; ``spans`` are its [first, last] steps.
+
+    ``reply_s``: what lies between the ends of its steps and its client.
+    """
 
     index: int
     arrival_s: float
@@ -20,6 +21,7 @@ class Sequence:
     joined: int = 0  # steps that were done when it began to decode
     decoding: bool = False
     put_back: bool = False
+    reply_s: float = 0.0
     spans: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -42,14 +44,3 @@ class Event:
     end_s: float
     chunk: int
     decode_batch: int
-
-
-@dataclass(slots=True)
-class LanePass:
-    """A prefill chunk on the lane, and the prompts that it completes."""
-
-    end_s: float
-    mode: Mode
-    chunk: int
-    context: float
-    completes: list[Sequence]

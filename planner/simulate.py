@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nexus.planner.engine import Chooser, ImaginedEngine
+from nexus.planner.engine import Chooser
 from nexus.planner.fit import Bools, Floats
 from nexus.planner.pair import ImaginedPair
 from nexus.planner.sequence import Event, Patience, Sequence
+from nexus.planner.server import ImaginedServer
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Mode, Plan, Shares, Table
 from nexus.planner.workload import Requests
@@ -130,29 +131,31 @@ def simulate_while(
 
 def _engine(
     times: StepTimes, limits: Engine, system: System, patience: Patience | None, record: bool
-) -> ImaginedEngine | ImaginedPair:
+) -> ImaginedServer | ImaginedPair:
     if system.shares is not None:
         assert system.mode is not None
         mode, shares = system.mode, system.shares
         return ImaginedPair(times, limits, mode, shares, record=record, patience=patience)
-    return ImaginedEngine(
+    return ImaginedServer(
         times,
         limits,
         system.chooser(),
         order=system.order,
         aging_tokens_per_s=system.aging_tokens_per_s,
         stock=system.stock,
+        plan=system.plan,
         record=record,
         patience=patience,
     )
 
 
 def _outcome(
-    engine: ImaginedEngine | ImaginedPair, sequences: list[Sequence], requests: Requests
+    engine: ImaginedServer | ImaginedPair, sequences: list[Sequence], requests: Requests
 ) -> Run:
     ends = np.array(engine.step_ends)
     first = np.array([sequence.spans[0][0] for sequence in sequences])
     last = np.array([sequence.spans[-1][1] for sequence in sequences])
+    reply_s = np.array([sequence.reply_s for sequence in sequences])
     pieces, owners = [], []
     for sequence in sequences:
         spans = sequence.spans
@@ -164,8 +167,8 @@ def _outcome(
         owners.append(len(tokens) - 1)
     return Run(
         arrivals_s=requests.arrivals_s,
-        first_token_s=ends[first],
-        last_token_s=ends[last],
+        first_token_s=ends[first] + reply_s,
+        last_token_s=ends[last] + reply_s,
         outputs=requests.lengths.outputs.astype(np.float64),
         gaps_s=np.concatenate(pieces),
         owner=np.repeat(np.arange(len(sequences)), owners).astype(np.float64),

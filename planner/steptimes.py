@@ -14,6 +14,7 @@ from nexus.planner.curve import StepCurve
 from nexus.planner.fit import Ramp
 from nexus.planner.frontier import partition_in
 from nexus.planner.latency import LatencyModel, Overhead
+from nexus.planner.serving import Serving
 from nexus.planner.sharing import FEW_KV, Partition, Slowdown
 from nexus.planner.table import Mode
 
@@ -62,7 +63,7 @@ def _unrolled(ramp: Ramp, most: float) -> list[float]:
 class LaneTimes:
     """Times in one partition: each phase alone on its SMs, and beside the other.
 
-    ``recompute`` is a prefill alone on decode's SMs. Alone times have no overhead of a server.
+    ``recompute`` is a prefill alone on decode's SMs. None has a server's overhead in it.
     """
 
     prefill_alone: Timer
@@ -85,7 +86,7 @@ class StepTimes:
 
     @property
     def overhead(self) -> Overhead:
-        """What a server takes beyond the worker's step."""
+        """What a server takes beyond the worker's step, where its host is not imagined."""
         return self._model.overhead
 
     @property
@@ -93,14 +94,18 @@ class StepTimes:
         """The longest prefill step that was measured."""
         return int(self._model.prefill[self._model.sms].ranges.chunk[1])
 
-    def batch_ms(self, chunk: int, context: float, batch: int, kv_tokens: float) -> float:
-        """One batch on the whole device, of either phase or both."""
-        overhead = self._model.overhead
+    @property
+    def serving(self) -> Serving:
+        """What a server adds to a profile's steps."""
+        return self._model.serving
+
+    def step_ms(self, chunk: int, context: float, batch: int, kv_tokens: float) -> float:
+        """One batch on the whole device, of either phase or both, as a profile times it."""
         if not chunk:
-            return overhead.decode_ms + self._decode(0, 0.0, batch, kv_tokens)
+            return self._decode(0, 0.0, batch, kv_tokens)
         if not batch:
-            return overhead.prefill_ms + self._prefill(chunk, context, 0, 0.0)
-        return overhead.prefill_ms + self._fused(chunk, context, batch, kv_tokens)
+            return self._prefill(chunk, context, 0, 0.0)
+        return self._fused(chunk, context, batch, kv_tokens)
 
     def lane(self, mode: Mode) -> LaneTimes:
         """The timers of a split or overlap."""
@@ -114,7 +119,6 @@ class StepTimes:
         model = self._model
         prefill_alone = timer(model.prefill_curve(partition))
         whole_prefill, whole_decode = self._prefill, self._decode
-        overhead_ms = model.overhead.decode_ms
         slow_prefill = _factor(model.prefill_slowdown[partition])
         slow_decode = _factor(model.decode_slowdown[partition])
 
@@ -122,8 +126,7 @@ class StepTimes:
             return whole_prefill(chunk, context, 0, 0.0) * slow_prefill(chunk, context, batch, kv)
 
         def decode_ms(chunk: int, context: float, batch: int, kv: float) -> float:
-            alone = whole_decode(0, 0.0, batch, kv)
-            return overhead_ms + alone * slow_decode(chunk, context, batch, kv)
+            return whole_decode(0, 0.0, batch, kv) * slow_decode(chunk, context, batch, kv)
 
         return LaneTimes(
             prefill_alone=prefill_alone,

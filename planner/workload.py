@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from nexus.planner.table import Workload
 
 _SYNTHETIC_REQUESTS = 4096
 _SEED = 0
+_OUTPUT_PARTS = 4  # of an output, in which its context is seen
+_CONTEXT_PARTS = 512
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,29 @@ class Lengths:
         if steps.sum() == 0:
             return self.input_mean
         return float((steps * (self.inputs + 1 + steps / 2)).sum() / steps.sum())
+
+    @cached_property
+    def _contexts(self) -> Floats:
+        """KV tokens of a decode at any time: evenly spaced quantiles, of shape (parts,)."""
+        steps = np.maximum(self.outputs - 1, 0).astype(np.float64)
+        into = (np.arange(_OUTPUT_PARTS) + 0.5) / _OUTPUT_PARTS
+        contexts = (self.inputs[:, None] + into * steps[:, None]).ravel()
+        order = np.argsort(contexts)
+        below = np.cumsum(np.repeat(steps, _OUTPUT_PARTS)[order])
+        wanted = (np.arange(_CONTEXT_PARTS) + 0.5) / _CONTEXT_PARTS * below[-1]
+        return np.asarray(contexts[order][np.searchsorted(below, wanted)])
+
+    def longest_beyond_mean(self, batch: Floats) -> Floats:
+        """By how many tokens the longest context of so many decodes exceeds the mean one.
+
+        The expectation over decodes drawn at any time from these requests, each as often as it
+        has decode steps; ``batch`` is of any shape, and of a batch of 0 or 1 it is 0.
+        """
+        contexts = self._contexts
+        below = np.arange(1, _CONTEXT_PARTS + 1) / _CONTEXT_PARTS
+        up_to = below ** np.maximum(batch, 1.0)[..., None]  # the longest is no longer than
+        longest = np.diff(up_to, prepend=0.0, axis=-1) @ contexts
+        return np.asarray(longest - contexts.mean())
 
     def summary(self) -> Workload:
         """As a plan states it."""

@@ -73,11 +73,12 @@ def test_every_token_comes_out_in_order(model, h200_profile, rows, system, kv_to
 def test_scalar_times_are_the_models(model, h200_profile, chunk, context, batch, each, which):
     times = StepTimes(model)
     shape = Shape.of(chunk, context, batch, each)
-    fused, _, _ = mode_times(model, Mode(mode="fused", chunk=512), shape)
+    alike = np.zeros(())
+    fused, _, _ = mode_times(model, Mode(mode="fused", chunk=512), shape, alike)
     inside = min(chunk, times.max_chunk)
-    assert times.batch_ms(chunk, context, batch, batch * each) == pytest.approx(float(fused))
+    assert times.step_ms(chunk, context, batch, batch * each) == pytest.approx(float(fused))
     mode = shared_modes(h200_profile, model, 64.0)[which]
-    prefill, decode, _ = mode_times(model, mode, shape)
+    prefill, decode, _ = mode_times(model, mode, shape, alike)
     lane = times.lane(mode)
     assert inside > 0
     # Nothing has been asked of these timers before, so that no evaluation is shared.
@@ -87,14 +88,15 @@ def test_scalar_times_are_the_models(model, h200_profile, chunk, context, batch,
     assert together == pytest.approx(float(decode), rel=1e-9)
 
 
-def test_alone_a_request_takes_its_steps(model, h200_profile):
-    times = StepTimes(model)
+def test_alone_a_request_takes_its_steps(cpu_profile):
+    """On a CPU nothing but the steps counts."""
+    times = StepTimes(fit_model(cpu_profile))
     requests = requests_of([(1000, 3, 0.0)])
     fused = System("fused", Mode(mode="fused", chunk=512))
-    run = simulate(times, h200_profile.engine, requests, fused)
-    first = times.batch_ms(512, 0.0, 0, 0.0) + times.batch_ms(488, 512.0, 0, 0.0)
+    run = simulate(times, cpu_profile.engine, requests, fused)
+    first = times.step_ms(512, 0.0, 0, 0.0) + times.step_ms(488, 512.0, 0, 0.0)
     assert run.ttft_ms[0] == pytest.approx(first)
-    expected = [times.batch_ms(0, 0.0, 1, 1000.0), times.batch_ms(0, 0.0, 1, 1001.0)]
+    expected = [times.step_ms(0, 0.0, 1, 1000.0), times.step_ms(0, 0.0, 1, 1001.0)]
     assert 1e3 * run.gaps_s == pytest.approx(expected)
 
 

@@ -1,0 +1,307 @@
+"""vLLM's engine loop in virtual time: a host that schedules steps ahead of a device that runs them.
+
+The host takes requests in, looks at the lane, asks the policy for a mode, schedules and
+launches a step, launches passes, and then waits for the oldest step that is under way.
+With asynchronous scheduling there is always one more: what arrives during a step is first
+scheduled in the next but one. A token is out when the host has seen its step's end.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from nexus.planner.engine import Chooser, ImaginedEngine
+from nexus.planner.lane import ImaginedLane
+from nexus.planner.sequence import Patience, Sequence
+from nexus.planner.serving import MIN_LANE_TOKENS
+from nexus.planner.steptimes import StepTimes
+from nexus.planner.table import Mode, Plan
+from nexus.profiles.schema import Engine
+from nexus.runtime.policy import PrefillOrder, State
+
+_IDLE_S = 1e-3  # vLLM sleeps as long between steps in which nothing runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A launched step; times in seconds.
+
+    ``ready_s``: its first kernel can start; ``launched_s``: its last one is launched.
+    ``alone_s``: what it takes with no pass beside it; ``whole_s``: and with all SMs.
+    ``base_s``: its decodes alone on all SMs.
+    """
+
+    ready_s: float
+    launched_s: float
+    alone_s: float
+    whole_s: float
+    base_s: float
+    chunk: int
+    batch: int
+    kv: float
+    mode: Mode
+
+
+class ImaginedServer(ImaginedEngine):
+    """Serves ``sequences`` (by arrival) to the end; ``now`` is the host's clock."""
+
+    def __init__(
+        self,
+        times: StepTimes,
+        limits: Engine,
+        choose: Chooser,
+        *,
+        order: PrefillOrder,
+        aging_tokens_per_s: float,
+        stock: bool = False,
+        plan: Plan | None = None,
+        record: bool = False,
+        patience: Patience | None = None,
+    ) -> None:
+        """As ImaginedEngine; ``plan`` says which chunk runs beside the lane."""
+        super().__init__(
+            times,
+            limits,
+            choose,
+            order=order,
+            aging_tokens_per_s=aging_tokens_per_s,
+            stock=stock,
+            record=record,
+            patience=patience,
+        )
+        self._serving = times.serving
+        self._lane = ImaginedLane(times)
+        self._flight: deque[_Step] = deque()
+        self._device_s = 0.0
+        self._beside = _chunk_beside_lane(plan)
+        self._lane_mode: Mode | None = None  # the last that was not fused
+        self._lane_only = False  # prompts that suit the lane are not for the step
+        self._after_s = 0.0  # the next step waits for a pass on the device until then
+        self._longest: list[tuple[float, int, Sequence]] = []
+
+    def run(self, sequences: list[Sequence]) -> bool:
+        """Serve them all; False when patience ran out before."""
+        self._coming, self._next = sequences, 0
+        while self._next < len(sequences) or self._busy() or self._flight:
+            if self.patience is not None and self._too_late > self.patience.most:
+                return False
+            self._admit(self.now)
+            if self._busy():
+                self._turn()
+            elif self._flight:
+                self._see()
+            else:
+                self.now = max(self.now, sequences[self._next].arrival_s)
+        return True
+
+    def _busy(self) -> bool:
+        return bool(self._batch or self._waiting or self._partial or self._lane.num_prompts)
+
+    def _turn(self) -> None:
+        """One round of the engine's loop."""
+        self._hand_over()
+        state = State(self._batch, self._kv_of_running(), self._backlog)
+        mode = self.choose(state)
+        if self.states is not None:
+            self.states.append((self.now, state))
+        if not (self._backlog or self._lane.num_prompts or self._lane.passes):
+            self._decode_until_something_happens(mode)
+            return
+        chunk = self._prompts_for(mode)
+        self._make_room()
+        most = max(self.limits.max_num_batched_tokens - self._batch, 0)
+        taken = self._take(min(chunk, most))
+        runs = bool(self._batch or taken[0])
+        if runs:
+            self._launch(mode, *taken)
+        if not self._launch_passes() and not runs:
+            self._wait()
+        while len(self._flight) > self._serving.ahead:
+            self._see()
+
+    def _kv_of_running(self) -> int:
+        return int(self._decode_kv) + sum(sequence.computed for sequence in self._partial)
+
+    def _decode_until_something_happens(self, mode: Mode) -> None:
+        """Decode steps up to the next arrival or the next sequence to finish."""
+        self._make_room()
+        coming, serving = self._coming, self._serving
+        arrival_s = float("inf")
+        if self._next < len(coming):
+            arrival_s = coming[self._next].arrival_s
+        most, batch, ahead = self.limits.kv_tokens, self._batch, serving.ahead
+        while True:
+            self._launch(mode, 0, 0.0, [])
+            while len(self._flight) > ahead:
+                self._see()
+            full = self._kv_used + batch > most and batch > 1
+            if self.now >= arrival_s or self._batch != batch or full:
+                return
+
+    def _prompts_for(self, mode: Mode) -> int:
+        """Let prompts go to the lane or come back; how many prompt tokens a step may have."""
+        self._lane_only = mode.mode != "fused"
+        if self._lane_only:
+            self._lane_mode = mode
+            return self._fill_lane(mode)
+        if self._lane.waits:
+            assert self._lane_mode is not None
+            for sequence in self._lane.withdraw(self._lane_mode.chunk):
+                self._in_flight -= 1
+                self._kv_used -= sequence.remaining + self._slack
+                self._backlog -= sequence.remaining
+                self._push(sequence)
+        return mode.chunk - self._batch if self.stock else mode.chunk
+
+    def _fill_lane(self, mode: Mode) -> int:
+        """Give prompts to the lane while it has room; the chunk for those that do not suit it."""
+        chunk = left = min(self._beside or mode.chunk, mode.chunk)
+        while self._waiting and self._has_room_for(self._waiting[0][2]):
+            rank, _, sequence = self._waiting[0]
+            suits = sequence.remaining > MIN_LANE_TOKENS and not sequence.computed
+            if left <= 0 or (suits and not self._lane.has_room(rank, mode.chunk)):
+                break
+            heappop(self._waiting)
+            self._kv_used += sequence.remaining + self._slack
+            if suits:
+                self._in_flight += 1
+                self._lane.add(sequence)
+            else:
+                self._partial.append(sequence)
+                left -= sequence.remaining
+        return chunk
+
+    def _next_prompt(self) -> Sequence | None:
+        if self._lane_only:
+            return min(self._partial, key=_rank_of, default=None)
+        return super()._next_prompt()
+
+    def _hand_over(self) -> None:
+        """Prompts whose passes are over, or will be when the next step can begin, decode."""
+        lane = self._lane
+        if not lane.passes:
+            return
+        done = lane.over(self.now)
+        if self._serving.foresees and lane.completing and self._flight:
+            begins_s = self._expected_end()
+            done += lane.leaving(begins_s)
+            self._after_s = max(self._after_s, lane.left_s)
+        for sequence in done:
+            sequence.computed += 1
+            sequence.remaining = 0
+            self._backlog -= 1
+            sequence.reply_s = self._reply_s(self._batch + len(done))
+            self._join(sequence, first_step=self._launched)
+
+    def _launch(self, mode: Mode, chunk: int, context: float, completes: list[Sequence]) -> None:
+        serving, times, batch, kv = self._serving, self.times, self._batch, self._decode_kv
+        whole_ms = times.step_ms(chunk, context, batch, kv) + self._uneven_ms(chunk > 0)
+        limit = self.limits.max_num_batched_tokens
+        if batch > limit:  # not all decodes fit in one step
+            whole_ms *= batch / limit
+        alone_ms = base_ms = whole_ms
+        if self._lane.num_prompts or self._lane.passes:
+            base_ms = times.step_ms(0, 0.0, batch, kv) if chunk else whole_ms
+            in_force = self._lane_mode
+            if in_force is not None and in_force.mode == "split" and batch and not chunk:
+                alone_ms += times.lane(in_force).decode_alone(0, 0.0, batch, kv) - whole_ms
+        ready_s = self.now + serving.schedule_ms / 1e3
+        graphs = chunk + batch <= serving.graph_tokens or not chunk
+        launch_ms = serving.launch_ms if graphs else serving.eager_ms
+        self.now = ready_s + launch_ms / 1e3
+        ready_s, self._after_s = max(ready_s, self._after_s), 0.0
+        parts = (alone_ms / 1e3, whole_ms / 1e3, base_ms / 1e3)
+        self._flight.append(_Step(ready_s, self.now, *parts, chunk, batch, kv, mode))
+        for sequence in completes:
+            sequence.reply_s = self._reply_s(batch + len(completes))
+        self._account(completes)
+
+    def _reply_s(self, tokens: int) -> float:
+        """What the front end takes, going in and, with so many ``tokens``, out.
+
+        The host's clock is behind the client's by as much, from a request's arrival on.
+        """
+        serving = self._serving
+        return (serving.intake_ms + serving.reply_ms + serving.reply_token_ms * tokens) / 1e3
+
+    def _uneven_ms(self, fused: bool) -> float:
+        """What contexts of different lengths add to a step."""
+        longest = self._longest
+        while longest and not longest[0][2].decoding:
+            heappop(longest)
+        if not longest or not self._batch:
+            return 0.0
+        beyond = self._launched - longest[0][0] - self._decode_kv / self._batch
+        serving = self._serving
+        each = serving.uneven_fused_ms if fused else serving.uneven_decode_ms
+        return each * max(beyond, 0.0) / 1e3
+
+    def _join(self, sequence: Sequence, first_step: int) -> None:
+        super()._join(sequence, first_step)
+        if sequence.decoding:
+            start = float(sequence.joined - sequence.computed)
+            heappush(self._longest, (start, sequence.index, sequence))
+
+    def _launch_passes(self) -> bool:
+        """Keep the lane's passes coming; whether one was launched."""
+        lane, serving, launched = self._lane, self._serving, False
+        while lane.waits and not lane.full:
+            mode = self._lane_mode
+            assert mode is not None
+            at_s = self.now
+            self.now += serving.pass_ms / 1e3
+            made = lane.launch(mode, at_s, self.now, self._batch, self._decode_kv)
+            self._backlog -= made.chunk
+            launched = True
+            if self.events is not None:
+                each = (made.mode, made.start_s, made.end_s, made.chunk, self._batch)
+                self._record("prefill", *each)
+        return launched
+
+    def _wait(self) -> None:
+        """Nothing can be launched: until a step or a pass ends, or a request comes."""
+        if self._flight:
+            self._see()
+            return
+        next_s = self._lane.passes[0].end_s
+        if self._next < len(self._coming):
+            next_s = min(next_s, self._coming[self._next].arrival_s)
+        self.now = max(self.now, next_s) + _IDLE_S / 2
+
+    def _expected_end(self) -> float:
+        device_s = self._device_s
+        for step in self._flight:
+            device_s = self._end_of(step, device_s)
+        return device_s
+
+    def _end_of(self, step: _Step, device_s: float) -> float:
+        start_s = max(device_s, step.ready_s)
+        lane = self._lane
+        if not (lane.passes or lane.past):
+            return max(start_s + step.alone_s, step.launched_s)
+        end_s = lane.end_of(start_s, step.alone_s, step.whole_s, step.base_s, step.batch, step.kv)
+        return max(end_s, step.launched_s)
+
+    def _see(self) -> None:
+        """Wait for the end of the oldest step under way."""
+        step = self._flight.popleft()
+        start_s = max(self._device_s, step.ready_s)
+        self._device_s = self._end_of(step, self._device_s)
+        self.now = max(self.now, self._device_s) + self._serving.result_ms / 1e3
+        self.step_ends.append(self.now)
+        if self.events is not None:
+            kind = "fused" if step.chunk else "decode"
+            self._record(kind, step.mode, start_s, self._device_s, step.chunk, step.batch)
+
+
+def _chunk_beside_lane(plan: Plan | None) -> int:
+    """Prompt tokens in a step while others are on the lane: the plan's smallest chunk."""
+    if plan is None:
+        return 0
+    modes = plan.modes.values()
+    fused = [mode.chunk for mode in modes if mode.mode == "fused"]
+    return min(fused, default=max(mode.chunk for mode in modes))
+
+
+def _rank_of(sequence: Sequence) -> float:
+    return sequence.rank

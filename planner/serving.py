@@ -1,0 +1,95 @@
+"""What a server adds to the steps that a profile holds: its host, its front end, its mixed batches.
+
+A profile times steps in steady state: queued ahead, and with contexts that are all alike. A
+server schedules each step while the one before it runs, takes requests in and sends tokens
+out, and decodes contexts of all lengths in one batch.
+"""
+
+from dataclasses import dataclass, replace
+
+from nexus.planner.curve import StepCurve
+from nexus.planner.shape import Shape
+from nexus.profiles.schema import Profile
+
+MAX_PASSES = 2  # on the lane at once, as the runtime has it
+PASSES_AHEAD = 3  # chunks that may go before a prompt which goes to the lane
+MIN_LANE_TOKENS = 32  # shorter prompts run in a fused step
+
+
+@dataclass(frozen=True)
+class Serving:
+    """All of it in milliseconds.
+
+    ``ahead``: steps that are scheduled before the result of the running one is known.
+    ``schedule_ms``: the host's work on a step before its first kernel; ``launch_ms``: after
+    that, where CUDA graphs hold the step (up to ``graph_tokens``), else ``eager_ms``;
+    ``result_ms``: from a step's end until the next one is scheduled. ``pass_ms``: the host's
+    work on a pass of the prefill lane. ``foresees``: whether a prompt goes into the step that
+    follows its last pass before that pass is over.
+
+    ``intake_ms``: from a client's sending to the scheduler; ``reply_ms``: from a step's end
+    to the client, and ``reply_token_ms`` more for each token that goes out with it.
+
+    ``uneven_fused_ms``, ``uneven_decode_ms``: what each 1,000 tokens by which the longest
+    decode's context exceeds the mean add to a step with prompt tokens, and to one without:
+    attention gives a sequence's head to one SM, and the last one to end decides.
+    """
+
+    ahead: int = 0
+    schedule_ms: float = 0.0
+    launch_ms: float = 0.0
+    eager_ms: float = 0.0
+    graph_tokens: int = 0
+    result_ms: float = 0.0
+    pass_ms: float = 0.0
+    foresees: bool = False
+    intake_ms: float = 0.0
+    reply_ms: float = 0.0
+    reply_token_ms: float = 0.0
+    uneven_fused_ms: float = 0.0
+    uneven_decode_ms: float = 0.0
+
+
+# On a CPU a step takes so long that nothing else shows.
+_CPU = Serving()
+_GPU = Serving(
+    ahead=1,
+    schedule_ms=0.6,
+    launch_ms=0.6,
+    eager_ms=8.0,
+    graph_tokens=512,
+    result_ms=0.3,
+    pass_ms=1.0,
+    foresees=True,
+    intake_ms=1.5,
+    reply_ms=1.0,
+    reply_token_ms=0.03,
+    uneven_fused_ms=0.6,
+    uneven_decode_ms=0.11,
+)
+_FITTED_SHAPE = 32 * 128  # layers times head size of the model that the last two were fitted to
+
+
+def serving_of(profile: Profile, prefill: StepCurve, fused: StepCurve) -> Serving:
+    """For the profile's machine and model; ``prefill`` and ``fused`` are its curves."""
+    if profile.machine.device == "cpu":
+        return _CPU
+    model = profile.model
+    scale = model.num_layers * model.head_size / _FITTED_SHAPE
+    return replace(
+        _GPU,
+        pass_ms=_pass_ms(prefill, fused),
+        uneven_fused_ms=scale * _GPU.uneven_fused_ms,
+        uneven_decode_ms=scale * _GPU.uneven_decode_ms,
+    )
+
+
+def _pass_ms(prefill: StepCurve, fused: StepCurve) -> float:
+    """The host's work on a pass: where short passes take longer than fused steps, it is that.
+
+    A fused step of as many prompt tokens does more, but from a CUDA graph.
+    """
+    chunk, batch = prefill.ranges.chunk[0], max(fused.ranges.decode_batch[0], 1.0)
+    alone = float(prefill.predict(Shape.of(chunk))[0])
+    together = float(fused.predict(Shape.of(chunk, 0, batch, 1024))[0])
+    return alone if alone > 1.2 * together else _GPU.pass_ms
