@@ -82,7 +82,7 @@ class Partitions(Launcher):
 
     def describe(self) -> str:
         """What was made, and what it cost."""
-        graphs = sum(len(graphs.graphs) for graphs, _ in self._graphs.values())
+        graphs = sum(len(graphs.graphs) for graphs, _ in self._graphs.values() if graphs)
         return (
             f"{', '.join(self._places)}; partitions and {graphs} decode graphs took"
             f" {self._decode_s:.1f} s, {self._lane.num_graphs} prefill graphs"
