@@ -23,6 +23,7 @@ from nexus.profiles.documents import check_writable
 from nexus.profiles.schema import (
     Engine,
     KernelSample,
+    Machine,
     Model,
     Profile,
     Provenance,
@@ -147,6 +148,8 @@ def open_session(
     machine = this_machine()
     fingerprint = config_hash(model)
     before = read_profile(path) if path.exists() and not fresh else None
+    if before is not None:
+        check_origin(before, machine, fingerprint, path)
     engine = start_engine(model, options, machine.device == "cpu")
     try:
         (facts,) = engine.collective_rpc("nexus_describe")
@@ -213,12 +216,23 @@ def only(kind: Any, facts: dict[str, Any], **more: str) -> Any:
 
 def resumed(before: Profile, fresh: Profile, path: Path) -> Profile:
     """``fresh`` with what ``before`` holds; raises MismatchError when it is of something else."""
-    for name in ("machine", "model", "engine", "partitioner"):
+    check_origin(before, fresh.machine, fresh.model.config_hash, path)
+    for name in ("model", "engine", "partitioner"):
         old, new = getattr(before, name), getattr(fresh, name)
         if name == "model":
             old, new = replace(old, name=new.name), new
         if old != new:
             raise MismatchError(f"{path} holds a profile of another {name} (--force to replace it)")
-    if before.provenance.software != fresh.provenance.software:
-        raise UserError(f"{path} was measured with other software (--force to replace it)")
     return replace(fresh, samples=before.samples, kernels=before.kernels)
+
+
+def check_origin(before: Profile, machine: Machine, fingerprint: str, path: Path) -> None:
+    """What can be told before an engine starts: raise UserError when the profile ``before`` is
+    of another machine, other software, or a model whose ``config_hash`` is not ``fingerprint``.
+    """
+    found = {"machine": before.machine, "model": before.model.config_hash}
+    for name, here in (("machine", machine), ("model", fingerprint)):
+        if found[name] != here:
+            raise MismatchError(f"{path} holds a profile of another {name} (--force to replace it)")
+    if before.provenance.software != software():
+        raise UserError(f"{path} was measured with other software (--force to replace it)")

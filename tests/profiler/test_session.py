@@ -1,13 +1,16 @@
 """The profiler on a real engine: it measures, keeps, and goes on where it stopped."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nexus.errors import MismatchError
-from nexus.profiles.schema import read_profile
+from nexus.errors import MismatchError, UserError
+from nexus.profiles.schema import read_profile, write_profile
+from nexus.profiles.shipped import shipped_profiles
+from nexus.runtime.machine import config_hash, this_machine
 
 pytestmark = pytest.mark.engine
 
@@ -32,7 +35,28 @@ def open_run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             str(tiny_model), options, path, "nexus profile", "2026-01-01", fresh=fresh
         )
 
+    open_one.model = tiny_model  # type: ignore[attr-defined]
     return open_one
+
+
+def test_a_profile_of_something_else_is_refused_before_vllm_starts(
+    open_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nexus.profiler import session
+
+    monkeypatch.setattr(session, "start_engine", lambda *_: pytest.fail("an engine started"))
+    profile = read_profile(shipped_profiles()[0])
+    here = replace(profile, machine=this_machine(), samples=(), kernels=())
+    hashed = config_hash(str(open_run.model))
+    ours = replace(here, model=replace(profile.model, config_hash=hashed))
+    for other, named in (
+        (profile, "another machine"),
+        (here, "another model"),
+        (ours, "other software"),
+    ):
+        write_profile(tmp_path / "profile.yaml", other)
+        with pytest.raises(UserError, match=f"{named}.*--force"), open_run():
+            pass
 
 
 class _Interrupt:

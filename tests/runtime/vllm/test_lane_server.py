@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from nexus.benchmarks.lane.churn import Churn, metrics, run
 from nexus.benchmarks.lane.handover import summary
 from nexus.benchmarks.lane.tracefile import read_trace
 from nexus.benchmarks.server import Server
-from nexus.errors import EngineError
-from nexus.planner.table import Mode
+from nexus.errors import EngineError, MismatchError
+from nexus.planner.table import Mode, read_plan, write_plan
+from nexus.runtime.machine import config_hash, this_machine
 from nexus.runtime.vllm.server import serve
 
 OVERLAP = Mode("overlap", 256, prefill_sms=1)
@@ -53,6 +55,27 @@ def test_what_the_lane_cannot_do_is_refused_in_one_line(
         serve(str(tiny_model), words, lane_plan((OVERLAP,)), "spf", 500.0, force=True)
     assert named in str(caught.value)
     assert "overlap-1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("software", "dtype", "told"),
+    [
+        ({"vllm": "0.1.0"}, "float32", "measured with vllm 0.1.0"),
+        ({}, "bfloat16", "made for float32, this engine computes in bfloat16"),
+    ],
+)
+def test_a_plan_of_something_else_is_refused_before_an_engine_starts(
+    tiny_model: Path, make_plan: Any, software: dict[str, str], dtype: str, told: str
+) -> None:
+    path = make_plan((64,))
+    plan = read_plan(path)
+    model = replace(plan.model, config_hash=config_hash(str(tiny_model)))
+    provenance = replace(plan.provenance, software=software)
+    write_plan(path, replace(plan, machine=this_machine(), model=model, provenance=provenance))
+    words = [*OPTIONS, "--dtype", dtype, "--port", "0"]
+    with pytest.raises(MismatchError, match=f"{told}.*--force") as caught:
+        serve(str(tiny_model), words, path, "spf", 500.0, force=False)
     assert "\n" not in str(caught.value)
 
 
