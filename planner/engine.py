@@ -41,6 +41,7 @@ class ImaginedEngine:
         """``stock``: decodes count towards the chunk, as in vLLM's own token budget."""
         self.patience, self._too_late = patience, 0
         self.times, self.limits, self.choose = times, limits, choose
+        self._serving = times.serving
         self.order, self.aging, self.stock = order, aging_tokens_per_s, stock
         self.events: list[Event] | None = [] if record else None
         self.states: list[tuple[float, State]] | None = [] if record else None
@@ -57,6 +58,7 @@ class ImaginedEngine:
         self._decode_kv = 0.0
         self._kv_used = 0.0
         self._last_in: list[Sequence] = []
+        self._longest: list[tuple[float, int, Sequence]] = []  # decodes, longest context first
         self._finishing: dict[int, list[Sequence]] = {}
 
     def _admit(self, until_s: float) -> None:
@@ -152,6 +154,28 @@ class ImaginedEngine:
             return
         self._last_in.append(sequence)
         self._finishing.setdefault(last_step, []).append(sequence)
+        start = float(sequence.joined - sequence.computed)
+        heappush(self._longest, (start, sequence.index, sequence))
+
+    def _reply_s(self, tokens: int) -> float:
+        """What the front end takes, going in and, with so many ``tokens``, out.
+
+        The host's clock is behind the client's by as much, from a request's arrival on.
+        """
+        serving = self._serving
+        return (serving.intake_ms + serving.reply_ms + serving.reply_token_ms * tokens) / 1e3
+
+    def _uneven_ms(self, fused: bool) -> float:
+        """What contexts of different lengths add to a step."""
+        longest = self._longest
+        while longest and not longest[0][2].decoding:
+            heappop(longest)
+        if not longest or not self._batch:
+            return 0.0
+        beyond = self._launched - longest[0][0] - self._decode_kv / self._batch
+        serving = self._serving
+        each = serving.uneven_fused_ms if fused else serving.uneven_decode_ms
+        return each * max(beyond, 0.0) / 1e3
 
     def _leave(self, sequence: Sequence) -> None:
         held = sequence.computed + self._launched - sequence.joined

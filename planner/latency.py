@@ -32,22 +32,6 @@ _SOLO_WEIGHT = 0.2  # of a solo sample in the fit of fused steps, which are too 
 
 
 @dataclass(frozen=True)
-class Overhead:
-    """What a server takes beyond the worker's step, which is what a profile times, in ms.
-
-    ``decode_ms`` for a step that only decodes, ``prefill_ms`` for one with prompt tokens.
-    """
-
-    decode_ms: float
-    prefill_ms: float
-
-
-# On a CPU a step takes so long that nothing else shows. On a GPU these bring the simulator to
-# what stock vLLM 0.26 servers of an 8B model were measured to do on an H200.
-OVERHEADS = {"cpu": Overhead(0.0, 0.0), "cuda": Overhead(0.4, 1.0)}
-
-
-@dataclass(frozen=True)
 class LatencyModel:
     """All curves of a profile: solo by SM count, fused on all SMs, slowdowns by partition."""
 
@@ -57,7 +41,6 @@ class LatencyModel:
     fused: StepCurve
     prefill_slowdown: dict[Partition, Slowdown]
     decode_slowdown: dict[Partition, Slowdown]
-    overhead: Overhead
     serving: Serving
 
     def solo_prefill(self, sms: int, shape: Shape) -> tuple[Floats, Bools]:
@@ -143,7 +126,6 @@ def fit_model(profile: Profile) -> LatencyModel:
         fused=fused_curve,
         prefill_slowdown={},
         decode_slowdown={},
-        overhead=OVERHEADS[profile.machine.device],
         serving=serving_of(profile, whole_prefill, fused_curve),
     )
     return _with_sharing(solo, samples)

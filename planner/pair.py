@@ -38,6 +38,9 @@ class Handover:
 HANDOVER = Handover(router_ms=5.0, copy_ms_per_token=0.005, steps=1)
 
 
+_Pass = tuple[int, float, list[Sequence]]  # tokens, their mean context, prompts that it ends
+
+
 @dataclass(slots=True)
 class _Pull:
     """A prompt whose KV is being read: when it is there, and the step that can have it first."""
@@ -55,18 +58,19 @@ class PrefillEngine(ImaginedEngine):
         self._coming, self._next, self._mode = sequences, 0, mode
         self.chunk, self.context, self.started_s = 0, 0.0, 0.0
         self.full = False
+        self._scheduled: _Pass = (0, 0.0, [])
 
     def advance(self, decode: "DecodeEngine") -> list[Sequence]:
         """One pass, beside what ``decode`` has; the prompts that it completes at ``now``."""
         self._admit(self.now)
-        self.chunk, self.context, completes = self._take(self._mode.chunk)
+        scheduled = self._scheduled if self._scheduled[0] else self._take(self._mode.chunk)
+        self.chunk, self.context, completes = scheduled
         self.started_s = self.now
         if self.chunk:
-            lane, batch, kv = self.times.lane(self._mode), decode.batch, decode.decode_kv
-            ms = lane.prefill(self.chunk, self.context, batch, kv)
-            if not batch:
-                ms = min(ms, lane.prefill_alone(self.chunk, self.context, 0, 0.0))
-            self.now += (ms + self.times.overhead.prefill_ms) / 1e3
+            # What runs next is settled as this begins, where vLLM schedules ahead.
+            ahead = self._serving.ahead
+            self._scheduled = self._take(self._mode.chunk) if ahead else (0, 0.0, [])
+            self.now += self._pass_ms(decode) / 1e3
             if self.events is not None:
                 name = self._mode.name
                 self.events.append(Event("prefill", name, self.started_s, self.now, self.chunk, 0))
@@ -76,6 +80,16 @@ class PrefillEngine(ImaginedEngine):
             coming = self._coming
             self.now = coming[self._next].arrival_s if self._next < len(coming) else inf
         return completes
+
+    def _pass_ms(self, decode: "DecodeEngine") -> float:
+        serving, lane = self._serving, self.times.lane(self._mode)
+        batch, kv = decode.batch, decode.decode_kv
+        ms = lane.prefill(self.chunk, self.context, batch, kv)
+        if not batch:
+            ms = min(ms, lane.prefill_alone(self.chunk, self.context, 0, 0.0))
+        graphs = self.chunk <= serving.graph_tokens
+        launch_ms = serving.launch_ms if graphs else serving.eager_ms
+        return max(ms, serving.schedule_ms + launch_ms)
 
     def release(self, sequence: Sequence, at_s: float) -> None:
         """The other engine has read the sequence's KV."""
@@ -140,12 +154,14 @@ class DecodeEngine(ImaginedEngine):
         return self._too_late
 
     def _step_ms(self, prefill: PrefillEngine) -> float:
-        lane, batch, kv = self.times.lane(self._mode), self._batch, self._decode_kv
+        serving, lane = self._serving, self.times.lane(self._mode)
+        batch, kv = self._batch, self._decode_kv
         alone = lane.decode_alone(0, 0.0, batch, kv) if batch else 0.0
         beside = prefill.chunk and prefill.started_s <= self.now < prefill.now
         if batch and beside:
             alone = max(alone, lane.decode(prefill.chunk, prefill.context, batch, kv))
-        return alone + self.times.overhead.decode_ms
+        host_ms = serving.schedule_ms + serving.launch_ms + serving.result_ms
+        return max(alone + self._uneven_ms(fused=False), host_ms)
 
     def _land(self, prefill: PrefillEngine) -> None:
         """Let those decode whose KV is there."""
@@ -153,6 +169,7 @@ class DecodeEngine(ImaginedEngine):
         for pull in self._pulls:
             if pull.at_s <= self.now and (pull.step <= step or not self._batch):
                 prefill.release(pull.sequence, pull.at_s)
+                pull.sequence.reply_s = self._reply_s(self._batch + 1)
                 self._join(pull.sequence, first_step=step)
                 pull.at_s = inf
         self._pulls = [pull for pull in self._pulls if pull.at_s < inf]

@@ -8,7 +8,7 @@ scheduled in the next but one. A token is out when the host has seen its step's 
 
 from collections import deque
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heappop
 
 from nexus.planner.engine import Chooser, ImaginedEngine
 from nexus.planner.lane import ImaginedLane
@@ -69,7 +69,6 @@ class ImaginedServer(ImaginedEngine):
             record=record,
             patience=patience,
         )
-        self._serving = times.serving
         self._lane = ImaginedLane(times)
         self._flight: deque[_Step] = deque()
         self._device_s = 0.0
@@ -77,7 +76,6 @@ class ImaginedServer(ImaginedEngine):
         self._lane_mode: Mode | None = None  # the last that was not fused
         self._lane_only = False  # prompts that suit the lane are not for the step
         self._after_s = 0.0  # the next step waits for a pass on the device until then
-        self._longest: list[tuple[float, int, Sequence]] = []
 
     def run(self, sequences: list[Sequence]) -> bool:
         """Serve them all; False when patience ran out before."""
@@ -215,32 +213,6 @@ class ImaginedServer(ImaginedEngine):
         for sequence in completes:
             sequence.reply_s = self._reply_s(batch + len(completes))
         self._account(completes)
-
-    def _reply_s(self, tokens: int) -> float:
-        """What the front end takes, going in and, with so many ``tokens``, out.
-
-        The host's clock is behind the client's by as much, from a request's arrival on.
-        """
-        serving = self._serving
-        return (serving.intake_ms + serving.reply_ms + serving.reply_token_ms * tokens) / 1e3
-
-    def _uneven_ms(self, fused: bool) -> float:
-        """What contexts of different lengths add to a step."""
-        longest = self._longest
-        while longest and not longest[0][2].decoding:
-            heappop(longest)
-        if not longest or not self._batch:
-            return 0.0
-        beyond = self._launched - longest[0][0] - self._decode_kv / self._batch
-        serving = self._serving
-        each = serving.uneven_fused_ms if fused else serving.uneven_decode_ms
-        return each * max(beyond, 0.0) / 1e3
-
-    def _join(self, sequence: Sequence, first_step: int) -> None:
-        super()._join(sequence, first_step)
-        if sequence.decoding:
-            start = float(sequence.joined - sequence.computed)
-            heappush(self._longest, (start, sequence.index, sequence))
 
     def _launch_passes(self) -> bool:
         """Keep the lane's passes coming; whether one was launched."""

@@ -12,20 +12,20 @@ def static_table(
 
     A phase whose neighbour is idle still has its own SMs only.
     """
-    lengths, lane, overhead = problem.lengths, times.lane(mode), times.overhead
+    lengths, lane = problem.lengths, times.lane(mode)
     batch = min(max(1, round(level)), problem.engine.max_num_seqs)
     kv = max(1, round(batch * lengths.decode_context))
     before = lengths.prompt_position - mode.chunk / 2
-    alone_ms = lane.decode_alone(0, 0.0, batch, kv) + overhead.decode_ms
+    alone_ms = lane.decode_alone(0, 0.0, batch, kv)
     beside_ms = max(alone_ms, lane.decode(mode.chunk, before, batch, kv))
     prompt_ms = lane.prefill(mode.chunk, before, batch, kv)
     prompt_alone_ms = min(prompt_ms, lane.prefill_alone(mode.chunk, before, 0, 0.0))
     axes = Axes(decode_batch=(0, batch), kv_tokens=(kv,), prefill_backlog=(0, mode.chunk))
     shown = {
         (0, 0): (0.0, 0.0),
-        (0, mode.chunk): (0.0, prompt_alone_ms + overhead.prefill_ms),
+        (0, mode.chunk): (0.0, prompt_alone_ms),
         (batch, 0): (alone_ms, 0.0),
-        (batch, mode.chunk): (beside_ms, prompt_ms + overhead.prefill_ms),
+        (batch, mode.chunk): (beside_ms, prompt_ms),
     }
     rows = tuple(
         Row(

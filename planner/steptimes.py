@@ -13,7 +13,7 @@ import numpy as np
 from nexus.planner.curve import StepCurve
 from nexus.planner.fit import Ramp
 from nexus.planner.frontier import partition_in
-from nexus.planner.latency import LatencyModel, Overhead
+from nexus.planner.latency import LatencyModel
 from nexus.planner.serving import Serving
 from nexus.planner.sharing import FEW_KV, Partition, Slowdown
 from nexus.planner.table import Mode
@@ -83,11 +83,6 @@ class StepTimes:
         self._prefill = timer(model.prefill[model.sms])
         self._decode = timer(model.decode[model.sms])
         self._lanes: dict[Partition, LaneTimes] = {}
-
-    @property
-    def overhead(self) -> Overhead:
-        """What a server takes beyond the worker's step, where its host is not imagined."""
-        return self._model.overhead
 
     @property
     def max_chunk(self) -> int:
