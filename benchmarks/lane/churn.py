@@ -23,7 +23,8 @@ SHOWN = re.compile(r"nexus_\w+(?<!_created)|vllm:kv_cache_usage_perc|vllm:num_re
 class Churn:
     """``requests`` in all, ``per_s`` of them, a share ``given_up`` of which hang up early.
 
-    Prompts of ``shortest`` to ``longest`` tokens; up to ``output`` tokens each.
+    Prompts of ``shortest`` to ``longest`` tokens; up to ``output`` tokens each. Who hangs up
+    within ``patience_s`` has asked for ``unheard`` tokens, far more than come in that time.
     """
 
     requests: int = 2000
@@ -32,6 +33,8 @@ class Churn:
     shortest: int = 32
     longest: int = 512
     output: int = 16
+    patience_s: float = 0.5
+    unheard: int = 400
     vocabulary: int = 500
     limit_s: float = 60.0
 
@@ -107,20 +110,22 @@ async def _send_all(port: int, model: str, churn: Churn) -> list[Outcome]:
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         begun, at = time.monotonic(), 0.0
         for _ in range(churn.requests):
-            body = _body(model, churn, generator)
             patience = _patience(churn, generator)
+            body = _body(model, churn, generator, patience)
             await asyncio.sleep(max(0.0, at - (time.monotonic() - begun)))
             tasks.append(asyncio.create_task(_send(session, url, body, patience)))
             at += generator.expovariate(churn.per_s)
         return list(await asyncio.gather(*tasks))
 
 
-def _body(model: str, churn: Churn, generator: random.Random) -> dict[str, Any]:
+def _body(
+    model: str, churn: Churn, generator: random.Random, patience: float | None
+) -> dict[str, Any]:
     length = generator.randint(churn.shortest, churn.longest)
     return {
         "model": model,
         "prompt": [generator.randrange(3, churn.vocabulary) for _ in range(length)],
-        "max_tokens": generator.randint(1, churn.output),
+        "max_tokens": generator.randint(1, churn.output) if patience is None else churn.unheard,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
@@ -128,10 +133,13 @@ def _body(model: str, churn: Churn, generator: random.Random) -> dict[str, Any]:
 
 
 def _patience(churn: Churn, generator: random.Random) -> float | None:
-    """Seconds after which the client hangs up: none, in the lane, or while tokens come."""
+    """Seconds after which the client hangs up: none at all, soon (the prompt may be on the
+    lane), or while tokens come; None for one who listens to the end.
+    """
     if generator.random() >= churn.given_up:
         return None
-    return generator.choice((0.0, generator.uniform(0.0, 0.1), generator.uniform(0.0, 0.5)))
+    most = churn.patience_s
+    return generator.choice((0.0, generator.uniform(0.0, most / 5), generator.uniform(0.0, most)))
 
 
 async def _send(session: Any, url: str, body: Mapping[str, Any], patience: float | None) -> Outcome:

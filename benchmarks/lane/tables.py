@@ -31,15 +31,21 @@ def lane_modes_of(plan: Plan, names: str) -> list[Mode]:
 def with_modes(plan: Plan, lanes: list[Mode], always: Mode | None = None) -> Plan:
     """``plan`` with ``lanes`` alone to choose from, and the smallest fused chunk.
 
-    States without a backlog are fused, all others in ``always`` (the first by default). The
-    predictions are the plan's where its own row names that mode, else left out.
+    States without a backlog are fused. All others are in ``always``, by default in each of
+    ``lanes`` in turn, so that an engine makes graphs for all of them. Predictions are the
+    plan's where its own row names that mode, else left out.
     """
     chunks = [mode.chunk for mode in plan.modes.values() if mode.mode == "fused"]
     fused = Mode("fused", min(chunks, default=512))
-    wanted = always or lanes[0]
+    axes = plan.axes
     rows = []
     for row in plan.rows:
-        name = wanted.name if row.prefill_backlog else fused.name
+        name = fused.name
+        if row.prefill_backlog:
+            turn = axes.kv_tokens.index(row.kv_tokens) + axes.prefill_backlog.index(
+                row.prefill_backlog
+            )
+            name = (always or lanes[turn % len(lanes)]).name
         if row.mode != name:
             row = Row(*row.state, mode=name)
         rows.append(row)

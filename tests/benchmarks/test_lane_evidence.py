@@ -97,7 +97,8 @@ def test_hand_over_is_from_the_pass_s_end_to_the_first_token(tmp_path: Path, end
     assert over.steps == 1
     assert over.last_step == pytest.approx(10.0)
     told = lane_summary(trace, lambda step: step.ms / 2)
-    assert told["hand_over"]["within_a_step_and_2_ms"] == 1.0
+    assert told["hand_over"]["in_one_step_and_2_ms"] == 1.0
+    assert told["hand_over"]["waits_one_step_and_2_ms"] == 1.0
     assert told["hand_over"]["passes_known"] is ends
     mode = told["steps_beside_passes"]["overlap-100"]
     assert mode["tbt_ms"]["count"] == len(beside_passes(trace)) == 5
@@ -117,10 +118,12 @@ def test_a_table_can_be_held_to_one_mode(plan: Plan) -> None:
     held = with_modes(plan, lanes, lanes[1])
     assert {row.mode for row in held.rows if row.prefill_backlog} == {lanes[1].name}
     assert {row.mode for row in held.rows if not row.prefill_backlog} == {"fused-128"}
+    named = {row.mode for row in with_modes(plan, lanes).rows if row.decode_batch == 64}
+    assert named == {"fused-128", *(mode.name for mode in lanes)}
     own = {row.state: row for row in plan.rows}
     assert all(row.tbt_ms in (0.0, own[row.state].tbt_ms) for row in held.rows)
-    (named,) = lane_modes_of(plan, "split-84-48")
-    assert named == Mode("split", 2048, 84, 48)
+    (parsed,) = lane_modes_of(plan, "split-84-48")
+    assert parsed == Mode("split", 2048, 84, 48)
     for wrong in ("fused-128", "overlap", "split-84"):
         with pytest.raises(UserError, match="no such lane mode"):
             lane_modes_of(plan, wrong)
