@@ -29,7 +29,7 @@ from nexus.profiler.pair_points import (
 from nexus.profiler.pair_process import Confined, Crew, EngineProcess, PointError
 from nexus.profiler.pair_wire import Setup, Times
 from nexus.profiler.points import Grid, Limits, Point
-from nexus.profiler.session import only, resumed
+from nexus.profiler.session import check_origin, only, resumed
 from nexus.profiles.documents import check_writable
 from nexus.profiles.schema import (
     Engine,
@@ -196,6 +196,8 @@ def open_pair_session(
     fingerprint = config_hash(model)
     before = read_profile(path) if path.exists() and not fresh else None
     machine = _look()
+    if before is not None:
+        check_origin(before, machine, fingerprint, path, "mps")
     on_cpu = machine.device == "cpu"
     rounds = core_rounds(machine.sms) if on_cpu else gpu_rounds(machine.sms)
     with ExitStack() as stack:

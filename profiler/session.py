@@ -25,6 +25,7 @@ from nexus.profiles.schema import (
     KernelSample,
     Machine,
     Model,
+    PartitionerName,
     Profile,
     Provenance,
     Sample,
@@ -216,8 +217,8 @@ def only(kind: Any, facts: dict[str, Any], **more: str) -> Any:
 
 def resumed(before: Profile, fresh: Profile, path: Path) -> Profile:
     """``fresh`` with what ``before`` holds; raises MismatchError when it is of something else."""
-    check_origin(before, fresh.machine, fresh.model.config_hash, path)
-    for name in ("model", "engine", "partitioner"):
+    check_origin(before, fresh.machine, fresh.model.config_hash, path, fresh.partitioner)
+    for name in ("model", "engine"):
         old, new = getattr(before, name), getattr(fresh, name)
         if name == "model":
             old, new = replace(old, name=new.name), new
@@ -226,12 +227,24 @@ def resumed(before: Profile, fresh: Profile, path: Path) -> Profile:
     return replace(fresh, samples=before.samples, kernels=before.kernels)
 
 
-def check_origin(before: Profile, machine: Machine, fingerprint: str, path: Path) -> None:
+def check_origin(
+    before: Profile,
+    machine: Machine,
+    fingerprint: str,
+    path: Path,
+    partitioner: PartitionerName = "green",
+) -> None:
     """What can be told before an engine starts: raise UserError when the profile ``before`` is
-    of another machine, other software, or a model whose ``config_hash`` is not ``fingerprint``.
+    of another machine, partitioner, other software, or a model whose ``config_hash`` is not
+    ``fingerprint``.
     """
-    found = {"machine": before.machine, "model": before.model.config_hash}
-    for name, here in (("machine", machine), ("model", fingerprint)):
+    found = {
+        "machine": before.machine,
+        "model": before.model.config_hash,
+        "partitioner": before.partitioner,
+    }
+    wanted = {"machine": machine, "model": fingerprint, "partitioner": partitioner}
+    for name, here in wanted.items():
         if found[name] != here:
             raise MismatchError(f"{path} holds a profile of another {name} (--force to replace it)")
     if before.provenance.software != software():

@@ -97,6 +97,21 @@ def test_a_plan_is_made_simulated_and_drawn_without_a_gpu(tmp_path: Path) -> Non
     refused(nexus("simulate", "none.yaml", cwd=tmp_path), "No such file")
 
 
+def test_a_share_for_mps_is_planned_and_simulated(tmp_path: Path) -> None:
+    profile = str(Path(__file__).parents[1] / "profiles" / "h200" / "qwen2.5-3b.yaml")
+    words = ("plan", profile, "--partitioner", "mps", "--ttft-ms", "1000", "--tbt-ms", "25")
+    lengths = ("--input-tokens", "1000", "--output-tokens", "100")
+    made = nexus(*words, *lengths, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "against the" in made.stdout
+    assert "with the dynamic plan" in made.stdout
+    assert "partitioner: mps" in (tmp_path / "plan.yaml").read_text()
+    run = nexus("simulate", "--num-requests", "200", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "plan at " in run.stdout
+    refused(nexus(*words, "--policy", "fixed", cwd=tmp_path), "no --policy")
+
+
 def test_no_such_model_is_refused_in_one_line(tmp_path: Path) -> None:
     refused(nexus("profile", "./nowhere", cwd=tmp_path), "no such model: ./nowhere")
     refused(nexus("serve", "./nowhere", cwd=tmp_path), "no such model: ./nowhere")
