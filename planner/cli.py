@@ -243,7 +243,8 @@ def report(
 def _profile_of(plan: Plan) -> Path:
     """The profile that ``plan`` was made from: here, or shipped; else as `nexus plan`."""
     here = Path("profile.yaml")
-    for path in (*([here] if here.exists() else []), *shipped_profiles()):
+    shipped = (*shipped_profiles(), *shipped_profiles("mps"))
+    for path in (*([here] if here.exists() else []), *shipped):
         if read_profile(path).hash == plan.profile_hash:
             assume(f"profile {path}")
             return path

@@ -2,22 +2,21 @@
 
 from pathlib import Path
 
-from nexus.profiles.schema import Machine, Profile, read_profile
+from nexus.profiles.schema import Machine, PartitionerName, Profile, read_profile
 from nexus.runtime.machine import this_machine
 
 
-def shipped_profiles() -> list[Path]:
-    """Every profile in the package, by folder (the device) and name (the model)."""
-    return sorted(Path(__file__).parent.glob("*/*.yaml"))
+def shipped_profiles(partitioner: PartitionerName = "green") -> list[Path]:
+    """Every profile of that kind in the package, by folder (the device) and name (the model)."""
+    pattern = "*/*.yaml" if partitioner == "green" else f"*/{partitioner}/*.yaml"
+    return sorted(Path(__file__).parent.glob(pattern))
 
 
 def profile_of_this_machine() -> Path | None:
     """The first shipped profile under green contexts of a machine like this one."""
     here = this_machine()
     for path in shipped_profiles():
-        profile = read_profile(path)
-        machine = profile.machine
-        if profile.partitioner == "green" and _are_alike(machine, here):
+        if _are_alike(read_profile(path).machine, here):
             return path
     return None
 

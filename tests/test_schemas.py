@@ -19,7 +19,9 @@ def test_a_schema_is_current(path: Path) -> None:
     assert path.read_text() == SCHEMAS[path], "run: python scripts/schemas.py"
 
 
-@pytest.mark.parametrize("path", shipped_profiles(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*shipped_profiles(), *shipped_profiles("mps")], ids=lambda path: path.stem
+)
 def test_shipped_profiles_fit_the_schema(path: Path) -> None:
     schema = json.loads((ROOT / "profiles" / "profile.schema.json").read_text())
     jsonschema.validate(yaml.load(path.read_text(), Loader=yaml.CSafeLoader), schema)
