@@ -18,7 +18,7 @@ class PartError(NexusError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a part is started with; it answers ``/health`` on ``port`` of this machine.
+    """What a part is started with; it answers ``/health`` on ``port`` of ``host``.
 
     ``environment`` is what it has beside what it inherits.
     """
@@ -27,11 +27,12 @@ class Recipe:
     command: tuple[str, ...]
     port: int
     environment: dict[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
-        """Where the part is reached from this machine."""
-        return f"http://127.0.0.1:{self.port}"
+        """Where the part is reached."""
+        return f"http://{self.host}:{self.port}"
 
 
 class Part:
@@ -44,7 +45,7 @@ class Part:
         """Start it; what it prints goes to a file in ``folder``. Raises PartError."""
         self.name = recipe.name
         self.log = folder / f"{recipe.name.split()[0]}.log"
-        self._port = recipe.port
+        self._host, self._port = recipe.host, recipe.port
         try:
             with self.log.open("wb") as log:
                 self._popen = subprocess.Popen(
@@ -79,13 +80,20 @@ class Part:
 
     def healthy(self) -> bool:
         """Whether it answers ``/health`` with 200 at once."""
+        status, _ = self.ask("GET", "/health", None, _HEALTH_S)
+        return status == 200
+
+    def ask(self, method: str, path: str, body: str | None, timeout_s: float) -> tuple[int, str]:
+        """The status and text of its answer to one HTTP request; 0 and why when there is none."""
+        headers = {"Content-Type": "application/json"} if body else {}
+        to = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
-            to = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_HEALTH_S)
             with closing(to):
-                to.request("GET", "/health")
-                return to.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
+                to.request(method, path, body, headers)
+                answer = to.getresponse()
+                return answer.status, answer.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            return 0, str(error)
 
     def _complaint(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()

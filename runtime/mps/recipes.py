@@ -61,21 +61,30 @@ class Programs:
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server is reached: any address of this machine when ``host`` is None."""
+    """Where the server is reached (anywhere on this machine when ``host`` is None), and for what.
+
+    ``model`` is the name that requests call the model by.
+    """
 
     host: str | None
     port: int
+    model: str
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """All parts, in the order of starting; the percentages are the engines' share of the SMs."""
+    """All parts, in the order of starting; the percentages are the engines' share of the SMs.
+
+    ``first_request`` is the body of a completion that the whole server is to answer before
+    it counts as up.
+    """
 
     prefill: Recipe
     decode: Recipe
     router: Recipe
     shares: Shares
     metrics_port: int
+    first_request: str
 
 
 def check_installed(programs: Programs) -> None:
@@ -119,7 +128,7 @@ def make_recipes(
     )
     decode = engine("decode", plan.engine, shares.decode_kv_tokens, *ports[2:4])
     router = _router(programs, prefill.url, decode.url, address, ports[4])
-    return Recipes(prefill, decode, router, shares, ports[4])
+    return Recipes(prefill, decode, router, shares, ports[4], _first_request(address, plan.engine))
 
 
 def kv_bytes(model: Model, tokens: int) -> int:
@@ -130,6 +139,12 @@ def kv_bytes(model: Model, tokens: int) -> int:
     return tokens * 2 * model.num_layers * model.num_kv_heads * model.head_size * item
 
 
+def _first_request(address: Address, engine: Engine) -> str:
+    """One token after two blocks of prompt: the engines come to know each other, and hand over."""
+    prompt = [0] * (2 * engine.block_size + 1)
+    return json.dumps({"model": address.model, "prompt": prompt, "max_tokens": 1})
+
+
 def _prefill_limits(engine: Engine, mode: Mode) -> Engine:
     """The limits of the engine whose steps are prompt chunks of the mode's size."""
     most = min(engine.max_num_seqs, mode.chunk)  # vLLM wants at least a token for each
@@ -138,11 +153,15 @@ def _prefill_limits(engine: Engine, mode: Mode) -> Engine:
 
 def _forced(role: Role, port: int, kv_cache_bytes: int) -> list[str]:
     """What is not the user's to say; the last word on an option counts."""
-    kv_role = {"prefill": "kv_producer", "decode": "kv_consumer"}[role]
-    transfer = json.dumps({"kv_connector": "NixlConnector", "kv_role": kv_role})
+    transfer = {
+        "kv_connector": "NixlConnector",
+        "kv_role": {"prefill": "kv_producer", "decode": "kv_consumer"}[role],
+        # A prompt whose KV does not arrive is computed again, where vLLM would fail the request.
+        "kv_load_failure_policy": "recompute",
+    }
     return [
         *("--host", LOCAL, "--port", str(port), "--disable-uvicorn-access-log"),
-        *("--kv-transfer-config", transfer),
+        *("--kv-transfer-config", json.dumps(transfer)),
         *("--kv-cache-memory-bytes", str(kv_cache_bytes), "--gpu-memory-utilization", _CLAIM),
     ]
 
@@ -168,4 +187,6 @@ def _router(
         # There is one engine of each kind: to send a request again would not help it.
         *("--disable-retries", "--disable-circuit-breaker", "--log-level", "warning"),
     ]
-    return Recipe("router", (*programs.router, *words), address.port)
+    # An address that stands for all of this machine's is none to be asked at.
+    host = LOCAL if address.host in (None, "0.0.0.0") else address.host  # noqa: S104
+    return Recipe("router", (*programs.router, *words), address.port, host=host or LOCAL)

@@ -1,7 +1,7 @@
 """``nexus serve --partitioner mps``: one command up, one signal down.
 
 Started in this order: the MPS daemon; both engines at once; when they are healthy, the
-router. The end of any part is the end of all. What a kill of this very process leaves
+router, and a first request through all of them. The end of any part is the end of all. What a kill of this very process leaves
 behind is known from the run's folder and cleaned up by the next start.
 """
 
@@ -34,6 +34,7 @@ from nexus.runtime.ports import check_port
 from nexus.runtime.vllm.options import parse_serve
 
 START_S = 900.0
+FIRST_REQUEST_S = 300.0
 _POLL_S = 0.25
 _NOTE_S = 2.0
 _MEMORY_S = 20.0
@@ -65,7 +66,8 @@ def serve(
     check_port(arguments.host, arguments.port)
     check_installed(programs)
     find_control(programs.control)
-    address = Address(arguments.host, arguments.port)
+    names = arguments.served_model_name or [model]
+    address = Address(arguments.host, arguments.port, names[0])
     run(make_recipes(model, options, plan, address, programs), say, programs.control, folder)
 
 
@@ -102,7 +104,11 @@ class Server:
                 self._start(recipes.decode, self._daemon.client(shares.decode_percent)),
             ]
             self._await(engines)
-            self._await([self._start(recipes.router, self._daemon.mark())])
+            if self._stop.is_set():
+                return
+            router = self._start(recipes.router, self._daemon.mark())
+            self._await([router])
+            self._await_answer(router)
             if not self._stop.is_set():
                 self._say(self._where())
             while not self._stop.wait(_POLL_S):
@@ -130,6 +136,19 @@ class Server:
             if waiting and time.monotonic() > deadline:
                 raise PartError(f"the {waiting[0].name} was not up after {START_S:.0f} s")
         self._note(at_once=True)
+
+    def _await_answer(self, router: Part) -> None:
+        """Return when the first request was answered, or the server is to stop."""
+        answers: list[tuple[int, str]] = []
+        words = ("POST", "/v1/completions", self._recipes.first_request, FIRST_REQUEST_S)
+        asking = threading.Thread(target=lambda: answers.append(router.ask(*words)), daemon=True)
+        asking.start()
+        while asking.is_alive() and not self._stop.wait(_POLL_S):
+            self._check()
+        if answers and answers[0][0] != 200:
+            status, text = answers[0]
+            logs = self._daemon.run.log
+            raise PartError(f"the first request failed ({status}): {text[:300]}; logs in {logs}")
 
     def _check(self) -> None:
         if self._daemon.failure():

@@ -78,6 +78,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(503 if behaviour == "hangs" else 200)
         self.end_headers()
+    def do_POST(self):
+        self.send_response(500 if behaviour == "refuses" else 200)
+        self.end_headers()
+        self.wfile.write(b"not today")
     def log_message(self, *_):
         pass
 

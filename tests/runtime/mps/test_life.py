@@ -30,7 +30,7 @@ for name, port, behaviour in zip(("prefill", "decode", "router"), ports, behavio
     others = ports[:2] if name == "router" else []
     recipes.append(Recipe(name, (part, name, port, behaviour, *others), int(port)))
 try:
-    run(Recipes(*recipes, Shares(64, 37, 1, 1), 1), print, control, Path(folder))
+    run(Recipes(*recipes, Shares(64, 37, 1, 1), 1, "{}"), print, control, Path(folder))
 except NexusError as error:
     print(f"nexus: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
@@ -157,6 +157,15 @@ def test_a_part_that_does_not_come_up(start: Starter, part_name: str) -> None:
         f" its log is {log}\n"
     )
     assert log.exists()
+    assert _nothing_runs(started)
+
+
+def test_a_first_request_that_is_not_answered(start: Starter) -> None:
+    started = start(router="refuses")
+    code, said = started.end()
+    assert code == 1
+    log = started.folder / "log"
+    assert said == f"nexus: the first request failed (500): not today; logs in {log}\n"
     assert _nothing_runs(started)
 
 

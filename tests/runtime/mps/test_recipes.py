@@ -51,11 +51,12 @@ def _options(recipe: Recipe) -> dict[str, str]:
 
 def test_two_engines_and_a_router() -> None:
     given = ["--load-format", "dummy", "--max-num-seqs=64", "--port", "8123"]
-    recipes = make_recipes("llama", given, PLAN, Address(None, 8123), Programs())
+    recipes = make_recipes("llama", given, PLAN, Address(None, 8123, "llama"), Programs())
     prefill, decode, router = map(_options, (recipes.prefill, recipes.decode, recipes.router))
     for engine, role in ((prefill, "kv_producer"), (decode, "kv_consumer")):
         transfer = json.loads(engine["--kv-transfer-config"])
-        assert transfer == {"kv_connector": "NixlConnector", "kv_role": role}
+        assert transfer["kv_connector"] == "NixlConnector"
+        assert transfer["kv_role"] == role
         assert engine["--load-format"] == "dummy"
         assert engine["--max-model-len"] == "8192"
         assert engine["--host"] == "127.0.0.1"
@@ -68,10 +69,12 @@ def test_two_engines_and_a_router() -> None:
     assert router["--prefill"] == f"http://127.0.0.1:{prefill['--port']}" == recipes.prefill.url
     assert router["--decode"] == f"http://127.0.0.1:{decode['--port']}" == recipes.decode.url
     assert (router["--host"], router["--port"]) == ("0.0.0.0", "8123")
+    first = json.loads(recipes.first_request)
+    assert (first["model"], len(first["prompt"])) == ("llama", 33)
 
 
 def test_side_channels_are_private_to_each_engine() -> None:
-    recipes = make_recipes("llama", [], PLAN, Address("127.0.0.1", 1), Programs())
+    recipes = make_recipes("llama", [], PLAN, Address("127.0.0.1", 1, "llama"), Programs())
     sides = [each.environment for each in (recipes.prefill, recipes.decode)]
     assert {side["VLLM_NIXL_SIDE_CHANNEL_HOST"] for side in sides} == {"127.0.0.1"}
     ports = {side["VLLM_NIXL_SIDE_CHANNEL_PORT"] for side in sides}
@@ -79,10 +82,19 @@ def test_side_channels_are_private_to_each_engine() -> None:
     assert len(ports | {str(recipes.metrics_port)}) == 5
 
 
+@pytest.mark.parametrize(
+    ("host", "asked"), [(None, "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("10.1.2.3", "10.1.2.3")]
+)
+def test_the_router_is_asked_where_it_listens(host: str | None, asked: str) -> None:
+    router = make_recipes("llama", [], PLAN, Address(host, 8123, "llama"), Programs()).router
+    assert _options(router)["--host"] == (host or "0.0.0.0")
+    assert router.url == f"http://{asked}:8123"
+
+
 def test_a_small_chunk_bounds_the_prefill_engines_requests() -> None:
     mode = replace(MODE, chunk=128)
     plan = replace(PLAN, modes={mode.name: mode})
-    recipes = make_recipes("llama", [], plan, Address(None, 1), Programs())
+    recipes = make_recipes("llama", [], plan, Address(None, 1, "llama"), Programs())
     assert _options(recipes.prefill)["--max-num-seqs"] == "128"
     assert _options(recipes.decode)["--max-num-seqs"] == "256"
 
@@ -110,7 +122,7 @@ def test_a_plan_for_green_contexts_is_refused(tmp_path: Path) -> None:
         serve("llama", [], table, print)
     unshared = replace(PLAN, partitioner="green", shares=None)
     with pytest.raises(UserError, match="no shares"):
-        make_recipes("llama", [], unshared, Address(None, 1), Programs())
+        make_recipes("llama", [], unshared, Address(None, 1, "llama"), Programs())
 
 
 def test_a_plan_of_another_machine_is_refused(tmp_path: Path) -> None:
