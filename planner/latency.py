@@ -27,6 +27,8 @@ from nexus.planner.sharing import (
 )
 from nexus.profiles.schema import Profile, Sample, held_in
 
+_ONE_TIME = 0.1  # logarithms this close tell no slope
+_BEYOND = (0.8, 1.2)  # how far a ratio is followed outside of what was measured
 _LENT_WEIGHT = 0.05  # of the whole device's samples in the fit of a part of it
 _SOLO_WEIGHT = 0.2  # of a solo sample in the fit of fused steps, which are too few to fit alone
 
@@ -171,15 +173,28 @@ def _part_curve(samples: list[Sample], whole: StepCurve, others: list[Sample]) -
     """The curve on part of the SMs; ``whole`` and its samples stand in for missing ones.
 
     What few samples cannot tell, such as how attention grows, is taken from the whole device,
-    scaled to the samples there are.
+    scaled to the samples there are: the longer a step, the more it loses with its SMs.
     """
     own = np.array([sample_ms(sample) for sample in samples])
-    scale = float(np.median(own / whole.predict(Shape.of_samples(samples))[0]))
-    lent = scale * np.array([sample_ms(sample) for sample in others])
+    others_ms = np.array([sample_ms(sample) for sample in others])
+    lent = others_ms * _ratio(whole.predict(Shape.of_samples(samples))[0], own, others_ms)
     weights = np.concatenate([np.ones_like(own), np.full_like(lent, _LENT_WEIGHT)])
     both = [*samples, *others]
     ranges = Ranges.of(Shape.of_samples(both))
     return fit_curve(both, np.concatenate([own, lent]), weights, ranges)
+
+
+def _ratio(whole_ms: Floats, part_ms: Floats, at_ms: Floats) -> Floats:
+    """Times on a part of the SMs over those on all, where the latter are ``at_ms``.
+
+    A line over the logarithm of the time on all SMs, through the samples of both.
+    """
+    ratio = part_ms / whole_ms
+    if np.ptp(np.log(whole_ms)) < _ONE_TIME:
+        return np.full_like(at_ms, float(np.median(ratio)))
+    slope, offset = np.polyfit(np.log(whole_ms), ratio, 1)
+    least, most = _BEYOND[0] * ratio.min(), _BEYOND[1] * ratio.max()
+    return np.asarray(np.clip(slope * np.log(at_ms) + offset, least, most))
 
 
 def _fused_curve(fused: list[Sample], solo: list[Sample]) -> StepCurve:

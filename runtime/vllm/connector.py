@@ -5,7 +5,6 @@ holds blocks, is in no batch, and its last token runs as an ordinary step once t
 says that the rest has arrived.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import override
@@ -21,7 +20,6 @@ from nexus.runtime.vllm.admission import LaneAdmission
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.driver import LaneDriver
 from nexus.runtime.vllm.lane_step import LaneReport
-from nexus.runtime.vllm.metrics import LaneMetrics, LaneStats, UnloggedStats
 
 NAME = "LaneConnector"
 MODULE = "nexus.runtime.vllm.connector"
@@ -45,7 +43,6 @@ class LaneConnector(KVConnectorBase_V1):
         self.admission = LaneAdmission(context.prefill_order, context.aging_tokens_per_s)
         self.returned: set[str] = set()
         self.lost: set[str] = set()
-        self.collect: Callable[[], LaneStats] | None = None
         self.driver: LaneDriver | None = None
         self._report: LaneReport | None = None
 
@@ -126,19 +123,3 @@ class LaneConnector(KVConnectorBase_V1):
         """A request ended. vLLM itself keeps the blocks of one that is on the lane."""
         self.admission.finished(request.request_id)
         return False, None
-
-    def get_kv_connector_stats(self) -> LaneStats | None:
-        """The step's statistics, from the scheduler if it has any to tell."""
-        return None if self.collect is None else self.collect()
-
-    # The front end's process.
-
-    @classmethod
-    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> LaneStats:
-        """What the scheduler sent."""
-        return UnloggedStats(data or {})
-
-    @classmethod
-    def build_prom_metrics(cls, *args: Any, **kwargs: Any) -> LaneMetrics:
-        """Registers them."""
-        return LaneMetrics(*args, **kwargs)

@@ -69,7 +69,8 @@ class Share:
         """The share as a row of the forward pass."""
         prompt, start = self.job.prompt, self.job.launched
         tokens = prompt.tokens[start : start + self.tokens]
-        return Row(tokens, prompt.context + start, prompt.blocks)
+        ends = prompt.req_id if self.tokens == self.job.left else None
+        return Row(tokens, prompt.context + start, prompt.blocks, ends)
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,8 @@ from typing import Any, Literal
 from prometheus_client import REGISTRY
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
-    KVConnectorPromMetrics,
-    KVConnectorStats,
-)
 
 from nexus.runtime.vllm.watch import Tally
-
-# Names that the connector takes from here; vLLM's own, which do nothing.
-LaneMetrics = KVConnectorPromMetrics
-LaneStats = UnloggedStats = KVConnectorStats
 
 _OF_ALL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"
 """Where vLLM itself keeps such files when it serves with several processes."""

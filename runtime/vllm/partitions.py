@@ -22,7 +22,7 @@ from nexus.runtime.vllm.graph_sizes import graph_sizes, pass_sizes
 from nexus.runtime.vllm.lane import PrefillLane
 from nexus.runtime.vllm.lane_queue import Pass
 from nexus.runtime.vllm.rows import Row
-from nexus.runtime.vllm.trace import PASSES, ServeTrace
+from nexus.runtime.vllm.trace import PASSES, ServeTrace, told_of
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ class Partitions(Launcher):
         begun.record(stream)
         tokens = sum(len(row.tokens) for row in rows)
         key = (mode.name, self._lane.padded(tokens))
-        over = partial(self._over, prompts=len(rows), tokens=tokens)
+        over = partial(self._over, rows=rows)
         return TimedPass(key, begun, self._lane.forward(rows, after), over)
 
-    def _over(self, work: TimedPass, *, prompts: int, tokens: int) -> None:
+    def _over(self, work: TimedPass, *, rows: Sequence[Row]) -> None:
         self._foresight.pass_over(work)
         if self._trace is not None:
             start_s, end_s = (
@@ -117,7 +117,7 @@ class Partitions(Launcher):
                 for event in (work.begun, work.done)
             )
             name, _ = work.key
-            self._trace.span(PASSES, name, start_s, end_s, prompts=prompts, tokens=tokens)
+            self._trace.span(PASSES, name, start_s, end_s, **told_of(rows))
 
     def ends_in_time(self, work: Pass) -> bool:
         """As passes so far went; False where nothing can be told."""

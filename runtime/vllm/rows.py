@@ -16,12 +16,14 @@ class Row:
 
     ``tokens``: the token ids to compute; ``context``: how many tokens of the request are
     in the KV cache already; ``blocks``: per KV cache group, the ids of the blocks that
-    hold the request from its first token to the last of ``tokens``.
+    hold the request from its first token to the last of ``tokens``; ``ends``: the request's
+    id where these are its last tokens on the lane.
     """
 
     tokens: Sequence[int]
     context: int
     blocks: tuple[Sequence[int], ...]
+    ends: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,26 @@ Times are those of the monotonic clock, which all processes of a machine share.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from nexus.runtime.vllm.rows import Row
 
 STEPS = "steps (decode lane)"
 PASSES = "passes (prefill lane)"
 LEFT_LANE = "left the lane"
 FIRST_TOKENS = "first tokens"
 _LANES = {STEPS: 1, PASSES: 2}
+
+
+def told_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """What a trace tells of a pass; ``ends``: ids of the prompts that it was the last of."""
+    return {
+        "prompts": len(rows),
+        "tokens": sum(len(row.tokens) for row in rows),
+        "ends": [row.ends for row in rows if row.ends is not None],
+    }
 
 
 class ServeTrace:

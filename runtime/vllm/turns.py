@@ -13,7 +13,7 @@ from nexus.runtime.vllm.driver import Launcher
 from nexus.runtime.vllm.lane import PrefillLane
 from nexus.runtime.vllm.lane_queue import Pass
 from nexus.runtime.vllm.rows import Row
-from nexus.runtime.vllm.trace import PASSES, ServeTrace
+from nexus.runtime.vllm.trace import PASSES, ServeTrace, told_of
 
 
 class Over:
@@ -44,9 +44,7 @@ class TakingTurns(Launcher):
         start_s = time.monotonic()
         work = self._lane.forward(rows)
         if self._trace is not None:
-            tokens = sum(len(row.tokens) for row in rows)
-            now_s = time.monotonic()
-            self._trace.span(PASSES, mode.name, start_s, now_s, prompts=len(rows), tokens=tokens)
+            self._trace.span(PASSES, mode.name, start_s, time.monotonic(), **told_of(rows))
         return work
 
     @override

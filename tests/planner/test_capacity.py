@@ -20,9 +20,7 @@ from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Mode, Workload
 from nexus.planner.workload import lengths_of, poisson
 
-QUICK = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MEANS = st.tuples(st.floats(50.0, 4000.0), st.floats(2.0, 500.0))
 
 
@@ -70,7 +68,7 @@ def test_prices_are_shares_of_a_request(problem_of, modes, tbt, means):
     assert capacity.level_share.sum() == pytest.approx(1.0) or capacity.per_s == 0
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(which=st.integers(0, 14), means=st.tuples(st.floats(200.0, 2000.0), st.floats(5.0, 200.0)))
 def test_the_program_bounds_the_simulator(problem_of, modes, h200_profile, which, means):
     """No mode serves more requests a second, for long, than its fluid limit."""
@@ -92,7 +90,7 @@ def test_the_program_bounds_the_simulator(problem_of, modes, h200_profile, which
     assert served <= 1.15 * limit
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     gain=st.lists(st.lists(st.floats(0.0, 1.0), min_size=5, max_size=5), min_size=1, max_size=6),
     at_most=st.integers(0, 4),
@@ -110,7 +108,7 @@ def test_partitions_are_the_best_few(gain, at_most):
     assert value(chosen) >= best - 1e-6
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(1.0, 50.0), st.floats(0.0, 1e5)), min_size=1, max_size=12))
 def test_frontier_drops_only_what_is_dominated(points):
     tbt, speed = (np.array(column) for column in zip(*points, strict=True))

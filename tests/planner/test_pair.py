@@ -44,7 +44,7 @@ def requests_of(*rows: tuple[float, int, int]) -> Requests:
     return Requests(arrivals.astype(float), Lengths("drawn", inputs, outputs))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=LENGTHS,
     mode=st.sampled_from([SPLIT, OVERLAP]),

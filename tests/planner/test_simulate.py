@@ -49,7 +49,7 @@ def tokens_of(run: Run) -> Floats:
     return counts.astype(np.float64) + 1.0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=LENGTHS, system=MODES, kv_tokens=st.sampled_from([3500, 6000, 800_000]))
 def test_every_token_comes_out_in_order(model, h200_profile, rows, system, kv_tokens):
     limits = Engine(8192, 16, 16, kv_tokens)
@@ -62,7 +62,7 @@ def test_every_token_comes_out_in_order(model, h200_profile, rows, system, kv_to
     assert all(event.decode_batch <= limits.max_num_seqs for event in run.events)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     chunk=st.integers(1, 9000),
     context=st.floats(-2000.0, 9000.0),
