@@ -1,16 +1,12 @@
-"""What to measure and in which order: the cells that decide first."""
+"""What to measure and in which order: the systems that decide first."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.results import Cell
 from nexus.benchmarks.search import crossing, next_rate, on_grid
 from nexus.benchmarks.systems import DECISIVE, System
-
-Stage = Literal["rates", "search", "repeats"]
-STAGES: tuple[Stage, ...] = ("rates", "search", "repeats")
 
 # Of what a burst of requests was served at: below, near and above capacity.
 _AROUND = (0.5, 0.8, 1.2)
@@ -18,7 +14,13 @@ _AROUND = (0.5, 0.8, 1.2)
 
 @dataclass(frozen=True)
 class Grid:
-    """What the user asked for; ``rates`` () are chosen around what a burst is served at."""
+    """What the user asked for.
+
+    ``rates`` are measured in any case, () for those that the search wants alone.
+    ``plan_for`` are the bounds that plans are made for, () for all of ``objectives``; each
+    plan serves the bounds that it is the loosest for, of those that imply them.
+    ``plan_on`` is the workload that plans are made for, None for each its own.
+    """
 
     systems: tuple[System, ...]
     workloads: tuple[str, ...]
@@ -26,6 +28,8 @@ class Grid:
     rates: tuple[float, ...] = ()
     repeats: int = 2
     search: bool = True
+    plan_for: tuple[Objective, ...] = ()
+    plan_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Deployment:
     workloads: tuple[str, ...]
     objectives: tuple[Objective, ...]
     planned_for: Objective | None = None
+    planned_on: str | None = None
 
     @property
     def label(self) -> str:
@@ -48,45 +53,43 @@ class Deployment:
         return f"{self.system.name}@{self.planned_for.name} on {', '.join(self.workloads)}"
 
 
-@dataclass(frozen=True)
-class Task:
-    """Some stages of one deployment."""
+def deployments(grid: Grid, given: Objective | None) -> Iterator[Deployment]:
+    """One for each plan and each stock system; ``given`` is a given plan's bounds.
 
-    deployment: Deployment
-    stages: tuple[Stage, ...]
-
-
-def deployments(grid: Grid, systems: Iterable[System], given: Objective | None) -> list[Deployment]:
-    """One for each plan, and one for each stock system; ``given`` is a given plan's bounds."""
-    made = []
-    for system in systems:
-        if system.sharing is None:
-            made.append(Deployment(system, grid.workloads, grid.objectives))
-        elif given is not None:
-            made.append(Deployment(system, grid.workloads, grid.objectives, given))
-        else:
-            made += [
-                Deployment(system, (workload,), (objective,), objective)
-                for workload in grid.workloads
-                for objective in grid.objectives
-            ]
-    return made
-
-
-def agenda(grid: Grid, given: Objective | None, in_haste: bool) -> Iterator[Task]:
-    """Tasks in order: the decisive systems before the others.
-
-    ``in_haste`` (the time is limited) finishes each stage of all systems before the
-    next, at the price of more engine starts.
+    One start does all of a server's rates, workloads and bounds.
     """
     decisive = [system for system in grid.systems if system in DECISIVE]
     others = [system for system in grid.systems if system not in DECISIVE]
-    wanted = tuple(stage for stage in STAGES if grid.search or stage != "search")
-    steps: Sequence[tuple[Stage, ...]] = [(stage,) for stage in wanted] if in_haste else [wanted]
-    for group in (decisive, others):
-        for stages in steps:
-            for deployment in deployments(grid, group, given):
-                yield Task(deployment, stages)
+    for system in (*decisive, *others):
+        if system.sharing is None or given is not None:
+            bounds = None if system.sharing is None else given
+            yield Deployment(system, grid.workloads, grid.objectives, bounds)
+            continue
+        groups = [grid.workloads] if grid.plan_on else [(name,) for name in grid.workloads]
+        for workloads in groups:
+            for planned_for, served in planned(grid).items():
+                on = grid.plan_on or workloads[0]
+                yield Deployment(system, workloads, served, planned_for, on)
+
+
+def planned(grid: Grid) -> dict[Objective, tuple[Objective, ...]]:
+    """The bounds that plans are made for, and those that each of them serves."""
+    made_for = grid.plan_for or grid.objectives
+    groups: dict[Objective, tuple[Objective, ...]] = {}
+    for objective in grid.objectives:
+        chosen = plan_serving(objective, made_for)
+        if chosen is not None:
+            groups[chosen] = (*groups.get(chosen, ()), objective)
+    return groups
+
+
+def plan_serving(objective: Objective, made_for: Iterable[Objective]) -> Objective | None:
+    """Which plan serves ``objective``: its own, or the loosest whose bounds imply it."""
+    made_for = list(made_for)
+    if objective in made_for:
+        return objective
+    implying = [bounds for bounds in made_for if bounds.within(objective)]
+    return max(implying, key=lambda one: (one.gap_ms, one.ttft_ms), default=None)
 
 
 def wanted_rates(grid: Grid, burst_per_s: float | None) -> tuple[float, ...]:
@@ -98,35 +101,36 @@ def wanted_rates(grid: Grid, burst_per_s: float | None) -> tuple[float, ...]:
 
 def next_cell(
     grid: Grid,
-    task: Task,
+    objectives: Sequence[Objective],
     measured: Sequence[Cell],
-    burst_per_s: float | None,
+    rates: Sequence[float],
+    expected: Mapping[Objective, float],
 ) -> tuple[float, int] | None:
-    """The (rate, repeat) of a workload to measure next; None when the task is done there.
+    """The (rate, repeat) of a workload to measure next; None when all is done there.
 
-    ``measured`` are this deployment's cells of the workload in their present setting. The
-    search goes by first runs alone: repeats then show how sure the crossing is, and
-    cannot send it astray.
+    ``measured`` are the deployment's cells of the workload in their present setting,
+    ``rates`` are to be measured in any case, ``expected`` is where crossings are. The
+    search goes by first runs alone: repeats then show how sure the crossing is, and cannot
+    send it astray.
     """
     first_runs = [cell for cell in measured if cell.key.repeat == 0]
     done = {(cell.key.rate, cell.key.repeat) for cell in measured}
-    rates = wanted_rates(grid, burst_per_s)
-    first = ((rate, 0) for rate in rates if (rate, 0) not in done)
-    if "rates" in task.stages and (cell := next(first, None)):
-        return cell
-    objectives = task.deployment.objectives if grid.search else ()
-    if "search" in task.stages and rates:
-        for objective in objectives:
-            rate = next_rate(attained(first_runs, objective), sorted(rates)[len(rates) // 2])
-            if rate is not None:
-                return rate, 0
-    if "repeats" in task.stages:
-        edges = [crossing(attained(first_runs, objective)) for objective in objectives]
-        again = [*rates, *(r for edge in edges for r in (edge.goodput, edge.above) if r)]
-        for repeat in range(1, grid.repeats):
-            for rate in again:
-                if (rate, 0) in done and (rate, repeat) not in done:
-                    return rate, repeat
+    for rate in rates:
+        if (rate, 0) not in done:
+            return rate, 0
+    objectives = objectives if grid.search else ()
+    for objective in objectives:
+        start = expected.get(objective) or (sorted(rates)[len(rates) // 2] if rates else None)
+        if start is not None:
+            found = next_rate(attained(first_runs, objective), start)
+            if found is not None:
+                return found, 0
+    edges = [crossing(attained(first_runs, objective)) for objective in objectives]
+    again = [*rates, *(r for edge in edges for r in (edge.goodput, edge.above) if r)]
+    for repeat in range(1, grid.repeats):
+        for rate in again:
+            if (rate, 0) in done and (rate, repeat) not in done:
+                return rate, repeat
     return None
 
 

@@ -44,6 +44,13 @@ def bench(
         "bench"
     ),
     raw: Annotated[bool, typer.Option("--raw", help="Keep vLLM's own result of each run.")] = False,
+    plan_for: Annotated[
+        str, typer.Option(help="Bounds to plan for; a plan serves all that it implies.")
+    ] = "",
+    plan_on: Annotated[str, typer.Option(help="Workload to plan for, and serve all with.")] = "",
+    part: Annotated[
+        str, typer.Option(help="This call's part of the results; several run at once.")
+    ] = "",
     only_plans: Annotated[
         bool, typer.Option("--only-plans", help="Fill --plans and stop; needs no GPU.")
     ] = False,
@@ -86,6 +93,9 @@ def bench(
         minutes=minutes,
         output=output,
         keep_raw=raw,
+        plan_for=plan_for,
+        plan_on=plan_on,
+        part=part,
     )
 
     def say(line: str) -> None:
@@ -94,7 +104,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
         job = quick_job(words, Path(folder)) if quick else job_of(words, Path(folder))
         if only_plans:
-            typer.echo(f"{make_plans(job)} plans in {plans}")
+            typer.echo(f"{make_plans(job, Path(folder), say)} plans in {plans}")
             return
         results, whole = bench(job, Path(folder), say)
     drawn = f" and {write_page(results)}" if find_spec("plotly") else "; no plotly, so no page"

@@ -1,16 +1,18 @@
 """The words of ``nexus bench``, turned into one job."""
 
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nexus.benchmarks.agenda import Grid
+from nexus.benchmarks.agenda import Grid, deployments, planned
 from nexus.benchmarks.job import Job
 from nexus.benchmarks.machine import Here, here, where_measured
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
-from nexus.benchmarks.plans import Plans, kinds_of
+from nexus.benchmarks.plans import kinds_of
+from nexus.benchmarks.prepared import Preparations
 from nexus.benchmarks.shapes import with_tokenizer
 from nexus.benchmarks.systems import systems_called
 from nexus.benchmarks.workloads import workload
@@ -44,6 +46,9 @@ class Words:
     minutes: float | None = None
     output: Path = Path("bench")
     keep_raw: bool = False
+    plan_for: str = ""
+    plan_on: str = ""
+    part: str = ""
 
 
 def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
@@ -67,7 +72,13 @@ def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
         rates=_rates(words.rates),
         repeats=words.repeats,
         search=words.search,
+        plan_for=_objectives(words.plan_for, None) if words.plan_for else (),
+        plan_on=_workloads(words.plan_on)[0] if words.plan_on else None,
     )
+    unserved = set(grid.objectives) - {one for served in planned(grid).values() for one in served}
+    if unserved and any(system.sharing for system in chosen) and plan is None:
+        names = ", ".join(sorted(one.name for one in unserved))
+        raise UserError(f"no plan of --plan-for implies the bounds {names}")
     where = where or here(words.model)
     model, engine = (source.model, source.engine) if source else (None, None)
     options = shared_options(words.options, where, model, engine)
@@ -77,13 +88,16 @@ def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
         options=options,
         grid=grid,
         output=words.output,
-        max_model_len=_max_model_len(options),
+        max_model_len=number_in(options, "--max-model-len"),
+        max_num_seqs=number_in(options, "--max-num-seqs") if profile else 0,
         profile=profile,
+        source=str(words.profile or ""),
         plans=words.plans,
         plan=plan,
         duration_s=words.duration_s,
         minutes=words.minutes,
         keep_raw=words.keep_raw,
+        part=_part(words.part),
     )
 
 
@@ -123,15 +137,23 @@ def quick_job(words: Words, folder: Path) -> Job:
     return replace(job, warm_up=2)
 
 
-def make_plans(job: Job) -> int:
-    """Fill the job's folder of plans; how many were asked for. Raises UserError."""
+def make_plans(job: Job, folder: Path, say: Callable[[str], None]) -> int:
+    """Fill the job's folder of plans, and of forecasts; how many plans there are.
+
+    Each system's expected crossings are said. Raises UserError.
+    """
     if job.profile is None or job.plans is None:
         raise UserError("--only-plans needs --profile and --plans")
-    kinds = kinds_of(job.grid)
-    plans = Plans(job.profile, job.max_model_len, kinds, job.plans)
-    for kind in kinds:
-        plans.get(kind)
-    return len(kinds)
+    job.plans.mkdir(parents=True, exist_ok=True)
+    preparations = Preparations(job, folder, say)
+    for deployment in deployments(job.grid, None):
+        ready = preparations.prepare(deployment)
+        for name in deployment.workloads:
+            expected = preparations.expected(ready, name)
+            told = ", ".join(f"{rate:g} at {bounds.name}" for bounds, rate in expected.items())
+            where = "" if name in deployment.label else f" on {name}"
+            say(f"{deployment.label}{where}: {told or 'no forecast'}")
+    return len(kinds_of(job.grid))
 
 
 def shared_options(
@@ -167,15 +189,22 @@ def given(options: Sequence[str], *names: str) -> bool:
     return any(option.partition("=")[0] in names for option in options)
 
 
-def _max_model_len(options: tuple[str, ...]) -> int:
+def number_in(options: tuple[str, ...], wanted: str) -> int:
+    """The number that follows the option ``wanted``, which must be there; raises UserError."""
     for option, following in zip(options, (*options[1:], ""), strict=True):
         name, _, value = option.partition("=")
-        if name == "--max-model-len":
+        if name == wanted:
             text = value or following
             if text.isdigit() and int(text) > 1:
                 return int(text)
-            raise UserError(f"--max-model-len {text}: a plain number of tokens is needed here")
-    raise AssertionError("shared options always say it")
+            raise UserError(f"{wanted} {text}: a plain number is needed here")
+    raise UserError(f"{wanted} is not given")
+
+
+def _part(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]*", name):
+        raise UserError(f"--part {name!r}: a file's name is made of it")
+    return name
 
 
 def _measure_profile(model: str, options: tuple[str, ...], to: Path) -> None:

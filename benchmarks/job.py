@@ -13,9 +13,10 @@ from nexus.profiles.schema import Profile
 class Job:
     """One call of ``nexus bench``.
 
-    ``options`` go to every server. Plans are made from ``profile`` for each workload and
-    each pair of bounds (and kept in the folder ``plans``), or ``plan`` serves them all. ``burst`` is how many requests at once
-    show what a workload's capacity is; ``minutes`` limits the whole call.
+    ``options`` go to every server. Plans are made from ``profile`` (read from ``source``) and
+    kept in the folder ``plans``, or ``plan`` serves all. ``part`` names the file of results of
+    one of several calls at a time. ``burst`` is how many requests at once show what a
+    workload's capacity is, where no profile tells; ``minutes`` limits the whole call.
     """
 
     model: str
@@ -24,9 +25,12 @@ class Job:
     grid: Grid
     output: Path
     max_model_len: int
+    max_num_seqs: int
     profile: Profile | None = None
+    source: str = ""
     plans: Path | None = None
     plan: Plan | None = None
+    part: str = ""
     duration_s: float = 60.0
     burst: int = 128
     warm_up: int = 16

@@ -13,12 +13,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from nexus.errors import UserError
-from nexus.planner.fit import Floats
+from nexus.planner.spread import Spread
 from nexus.planner.table import Bounds
 from nexus.profiles.schema import STRICT
 
 GOOD_SHARE = 0.9  # of all requests must meet both bounds
-QUANTILES = (50.0, 95.0, 99.0)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -33,6 +32,14 @@ class Objective:
     def name(self) -> str:
         """Such as ``1000/25`` or ``500/30:tpot``."""
         return f"{self.ttft_ms:g}/{self.gap_ms:g}" + (":tpot" if self.tpot else "")
+
+    def within(self, other: "Objective") -> bool:
+        """Whether who meets these bounds meets ``other`` too: a bound on TBT is one on TPOT."""
+        return (
+            self.ttft_ms <= other.ttft_ms
+            and self.gap_ms <= other.gap_ms
+            and (other.tpot or not self.tpot)
+        )
 
     @property
     def bounds(self) -> Bounds:
@@ -60,24 +67,6 @@ class Objective:
 OBJECTIVES = tuple(
     map(Objective.parse, ("500/15", "1000/25", "2000/50", "500/30:tpot", "2000/100:tpot"))
 )
-
-
-@dataclass(frozen=True, config=STRICT)
-class Spread:
-    """Mean and quantiles of one quantity."""
-
-    mean: float
-    p50: float
-    p95: float
-    p99: float
-
-    @classmethod
-    def of(cls, values: Floats) -> "Spread | None":
-        """Of values of shape (n,); None when there are none."""
-        if len(values) == 0:
-            return None
-        p50, p95, p99 = np.percentile(values, QUANTILES)
-        return cls(*(round(float(v), 3) for v in (values.mean(), p50, p95, p99)))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -132,6 +121,7 @@ class Metrics:
     merged_share: float
     ttft: Spread | None = None
     tbt: Spread | None = None
+    tbt_p95: Spread | None = None
     tpot: Spread | None = None
     normalized: Spread | None = None
     ttft_longest: Spread | None = None
@@ -173,6 +163,7 @@ def summarize(details: Mapping[str, Any]) -> tuple[Metrics, PerRequest]:
         output_tokens_per_s=round(produced / seconds, 2),
         ttft=Spread.of(np.array([ttft[i] for i in done])),
         tbt=Spread.of(all_gaps),
+        tbt_p95=Spread.of(np.array([worst[i] for i in done if len(gaps[i])])),
         tbt_max_ms=round(float(all_gaps.max()), 3) if len(all_gaps) else 0.0,
         tpot=Spread.of(np.array([tpot[i] for i in done if outputs[i] > 1])),
         normalized=Spread.of(latency),

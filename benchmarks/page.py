@@ -1,14 +1,14 @@
 """One self-contained HTML page of curves and tables out of a file of results."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from nexus.benchmarks.agenda import attained
-from nexus.benchmarks.metrics import GOOD_SHARE, OBJECTIVES, Objective, Spread
-from nexus.benchmarks.results import Cell, read_cells
-from nexus.benchmarks.search import Crossing, crossing
+from nexus.benchmarks.aims import aims
+from nexus.benchmarks.compare import STOCK, Figure, Table, tables_of
+from nexus.benchmarks.metrics import GOOD_SHARE, OBJECTIVES, Objective
+from nexus.benchmarks.results import Cell, all_cells, whole_of
 from nexus.benchmarks.systems import SYSTEMS
 from nexus.errors import UserError
 from nexus.profiles.documents import write_atomically
@@ -19,6 +19,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = (
     *("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down"),
     *("circle-open", "square-open", "diamond-open", "triangle-up-open", "cross", "hexagon"),
+    *("cross-open", "hexagon-open", "star-open", "triangle-down-open", "pentagon"),
 )
 _STYLE = """
 :root{color-scheme:light} body{font:16px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1180px;
@@ -27,46 +28,38 @@ border-bottom:2px solid #111} .grid{display:grid;gap:.5rem;
 grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr))} .wide{grid-column:1/-1}
 .scroll{overflow-x:auto} table{border-collapse:collapse;font-size:.85rem;white-space:nowrap}
 th,td{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #bbb}
-th:first-child,td:first-child{text-align:left} .plot{break-inside:avoid;min-width:0}
+th:first-child,td:first-child,.wraps td,.wraps th{text-align:left} .wraps{white-space:normal} .plot{break-inside:avoid;min-width:0}
 @media print{body{max-width:none;padding:0} h2{break-before:page} h2:first-of-type{break-before:auto}}
 """
 
 
 def write_page(results: Path) -> Path:
-    """Write the page beside ``results``; raises UserError when nothing was measured yet."""
-    cells = latest(read_cells(results)) if results.exists() else []
-    shown = [cell for cell in cells if cell.key.rate is not None]
-    if not shown:
+    """Write the page beside ``results``, of all their parts.
+
+    Raises UserError when nothing was measured yet.
+    """
+    tables = tables_of(all_cells(results))
+    if not tables:
         raise UserError("nothing was measured")
-    page = results.with_suffix(".html")
-    write_atomically(page, render(shown))
+    page = whole_of(results).with_suffix(".html")
+    write_atomically(page, render(tables))
     return page
 
 
-def latest(cells: Iterable[Cell]) -> list[Cell]:
-    """Of each cell of the grid, the one measured last."""
-    return list({cell.key: cell for cell in cells}.values())
-
-
-def render(cells: Sequence[Cell]) -> str:
-    """The page; all ``cells`` have a rate."""
-    first = cells[0].setting
-    title = f"{first.model} on {first.machine.name}: stock vLLM and Nexus"
-    parts = [f"<h1>{escape(title)}</h1>", _preface(cells)]
-    names = sorted({cell.key.objective for cell in cells if cell.key.objective})
-    objectives = [Objective.parse(name) for name in names] or list(OBJECTIVES)
-    objectives.sort(key=lambda o: (o.tpot, o.ttft_ms, o.gap_ms))
+def render(tables: Sequence[Table]) -> str:
+    """The page, a section for each of ``tables``."""
+    models = ", ".join(dict.fromkeys(table.model for table in tables))
+    title = f"{models} on {tables[0].machine}: stock vLLM and Nexus"
+    parts = [f"<h1>{escape(title)}</h1>", _preface(tables), _aims(tables)]
     scripts: list[bool | str] = ["inline"]  # plotly's code goes in with the first figure alone
-    for workload in dict.fromkeys(cell.key.workload for cell in cells):
-        here = [cell for cell in cells if cell.key.workload == workload]
-        parts += [f"<h2>{escape(workload)}</h2>", _goodput_table(here, objectives)]
-        for objective in objectives:
-            rivals = [c for c in here if c.key.objective in (None, objective.name)]
+    for table in tables:
+        parts += [f"<h2>{escape(table.model)}, {escape(table.workload)}</h2>", _goodput(table)]
+        for objective in _objectives(table):
             parts += [
                 f"<h3>{escape(_words(objective))}</h3>",
-                _figures(rivals, objective, scripts),
+                _figures(table, objective, scripts),
             ]
-        parts.append(f"<details><summary>All runs</summary>{_runs_table(here)}</details>")
+        parts.append(f"<details><summary>All runs</summary>{_runs_table(table.cells)}</details>")
     body = "\n".join(parts)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
@@ -75,16 +68,31 @@ def render(cells: Sequence[Cell]) -> str:
     )
 
 
-def _preface(cells: Sequence[Cell]) -> str:
+def _objectives(table: Table) -> list[Objective]:
+    """The bounds that plans were made for; all of them where there was no plan."""
+    names = {cell.key.objective for cell in table.cells if cell.key.objective}
+    chosen = [Objective.parse(name) for name in names] or list(OBJECTIVES)
+    return sorted(chosen, key=lambda o: (o.tpot, o.ttft_ms, o.gap_ms))
+
+
+def _preface(tables: Sequence[Table]) -> str:
+    cells = [cell for table in tables for cell in table.cells]
     first = cells[0].setting
     versions = ", ".join(f"{k} {v}" for k, v in sorted(first.software.items()))
     return (
         f"<p>{len(cells)} runs of {first.duration_s:g} s of arrivals each, from "
         f"{escape(min(c.created for c in cells))} on; {escape(versions)}. Every system gets the "
         "same requests at the same times. TTFT counts from sending, TBT is every gap; "
-        f"goodput is the highest measured rate at which at least {GOOD_SHARE:.0%} of all "
-        "requests meet both bounds. Bars span the repeats.</p>"
+        f"goodput is the rate up to which at least {GOOD_SHARE:.0%} of all requests meet both "
+        "bounds, interpolated between two measured ones. Bars span the repeats.</p>"
     )
+
+
+def _aims(tables: Sequence[Table]) -> str:
+    words = {None: "", True: "yes", False: "no"}
+    rows = [[aim.what, aim.found, words[aim.met]] for aim in aims(tables)]
+    table = _table(["aim", "found", "met"], rows, wraps=True)
+    return f"<h2>What was aimed at</h2>{table}"
 
 
 def _words(objective: Objective) -> str:
@@ -92,60 +100,38 @@ def _words(objective: Objective) -> str:
     return f"TTFT at most {objective.ttft_ms:g} ms and {what} at most {objective.gap_ms:g} ms"
 
 
-def _by_system(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-    found: dict[str, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(cell.key.system, []).append(cell)
-    order = list(SYSTEMS)
-    return dict(sorted(found.items(), key=lambda pair: order.index(pair[0])))
-
-
-def _goodput_table(cells: Sequence[Cell], objectives: Sequence[Objective]) -> str:
-    head = ["goodput, req/s", *(objective.name for objective in objectives)]
+def _goodput(table: Table) -> str:
+    head = ["goodput, req/s", *(objective.name for objective in OBJECTIVES)]
     rows = []
-    for system, own in _by_system(cells).items():
-        row = [system]
-        for objective in objectives:
-            rivals = [c for c in own if c.key.objective in (None, objective.name)]
-            row.append(_told(crossing(attained(rivals, objective))) if rivals else "")
-        rows.append(row)
+    for system in table.systems:
+        edges = [table.crossing(system, objective) for objective in OBJECTIVES]
+        rows.append([system, *("not run" if edge is None else str(edge) for edge in edges)])
+    for system in table.systems:
+        ratios = [table.told_ratio(system, objective) for objective in OBJECTIVES]
+        if system not in STOCK and any(ratios):
+            rows.append([f"{system} / best stock", *ratios])
     return _table(head, rows)
 
 
-def _told(edge: Crossing) -> str:
-    if edge.above is None:
-        return f"≥ {edge.goodput:.3g}"
-    if edge.goodput == 0.0:
-        return f"< {edge.above:.3g}"
-    return f"{edge.goodput:.3g}" if edge.found else f"{edge.goodput:.3g} to {edge.above:.3g}"
-
-
-def _figures(cells: Sequence[Cell], objective: Objective, scripts: list[bool | str]) -> str:
+def _figures(table: Table, objective: Objective, scripts: list[bool | str]) -> str:
+    by_system = {name: own for name in table.systems if (own := table.of(name, objective))}
     panels: list[tuple[str, Callable[[Cell], float | None], float | None]] = [
         ("requests within both bounds, %", lambda c: 100 * c.attainment(objective), 90.0),
-        ("TTFT p50, ms", _of("ttft", "p50"), None),
-        ("TTFT p95, ms", _of("ttft", "p95"), objective.ttft_ms),
-        ("TBT p50, ms", _of("tbt", "p50"), None),
-        ("TBT p95, ms", _of("tbt", "p95"), objective.gap_ms),
-        ("TBT p99, ms", _of("tbt", "p99"), None),
-        ("TPOT p95, ms", _of("tpot", "p95"), None),
+        ("TTFT p50, ms", Figure("ttft", "p50").of, None),
+        ("TTFT p95, ms", Figure("ttft", "p95").of, objective.ttft_ms),
+        ("TBT p50, ms", Figure("tbt", "p50").of, None),
+        ("TBT p95, ms", Figure("tbt", "p95").of, objective.gap_ms),
+        ("TBT p99, ms", Figure("tbt", "p99").of, None),
+        ("TPOT p95, ms", Figure("tpot", "p95").of, None),
     ]
-    html = [_goodput_bars(cells, objective, scripts)]
+    html = [_goodput_bars(table, objective, scripts)]
     for number, (name, value, bound) in enumerate(panels):
-        html.append(_curves(cells, name, value, bound, scripts, log=number > 0))
+        html.append(_curves(by_system, name, value, bound, scripts, log=number > 0))
     return f'<div class="grid">{"".join(html)}</div>'
 
 
-def _of(metric: str, part: str) -> Callable[[Cell], float | None]:
-    def value(cell: Cell) -> float | None:
-        spread: Spread | None = getattr(cell.metrics, metric, None)
-        return None if spread is None else float(getattr(spread, part))
-
-    return value
-
-
 def _curves(
-    cells: Sequence[Cell],
+    by_system: Mapping[str, Sequence[Cell]],
     name: str,
     value: Callable[[Cell], float | None],
     bound: float | None,
@@ -156,7 +142,7 @@ def _curves(
     from plotly import graph_objects as go
 
     figure = go.Figure()
-    for system, own in _by_system(cells).items():
+    for system, own in by_system.items():
         at: dict[float, list[float]] = {}
         for cell in own:
             seen = value(cell)
@@ -180,16 +166,16 @@ def _curves(
     return _html(figure, scripts, wide=not log)
 
 
-def _goodput_bars(cells: Sequence[Cell], objective: Objective, scripts: list[bool | str]) -> str:
+def _goodput_bars(table: Table, objective: Objective, scripts: list[bool | str]) -> str:
     from plotly import graph_objects as go
 
-    systems = _by_system(cells)
-    edges = [crossing(attained(own, objective)) for own in systems.values()]
+    found = [(name, table.crossing(name, objective)) for name in table.systems]
+    edges = {name: edge for name, edge in found if edge is not None}
     figure = go.Figure(
         go.Bar(
-            y=list(systems),
-            x=[edge.goodput for edge in edges],
-            text=[_told(edge) for edge in edges],
+            y=list(edges),
+            x=[edge.estimate for edge in edges.values()],
+            text=[str(edge) for edge in edges.values()],
             orientation="h",
             marker={"color": "#bbb", "line": {"color": "#111", "width": 1}},
             showlegend=False,
@@ -229,7 +215,7 @@ def _html(figure: Any, scripts: list[bool | str], *, wide: bool) -> str:
 
 def _runs_table(cells: Sequence[Cell]) -> str:
     head = ["system", "planned for", "req/s", "repeat", "done", "failed", "req/s out", "tok/s out"]
-    kinds = ("TTFT", "TBT", "TPOT", "ms/token", "TTFT of longest 10 %")
+    kinds = ("TTFT", "TBT", "TBT p95 of a request", "TPOT", "ms/token", "TTFT of longest 10 %")
     head += [f"{kind} {part}" for kind in kinds for part in ("mean", "p50", "p95", "p99")]
     rows = []
     for cell in sorted(cells, key=lambda c: (c.key.system, c.key.rate or 0, c.key.repeat)):
@@ -240,15 +226,16 @@ def _runs_table(cells: Sequence[Cell]) -> str:
             continue
         row += [str(m.completed), str(m.failed), f"{m.requests_per_s:.2f}"]
         row.append(f"{m.output_tokens_per_s:.0f}")
-        for spread in (m.ttft, m.tbt, m.tpot, m.normalized, m.ttft_longest):
+        for spread in (m.ttft, m.tbt, m.tbt_p95, m.tpot, m.normalized, m.ttft_longest):
             four = spread and (spread.mean, spread.p50, spread.p95, spread.p99)
             row += [f"{x:.1f}" for x in four] if four else [""] * 4
         rows.append(row)
     return _table(head, rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, wraps: bool = False) -> str:
     top = "".join(f"<th>{escape(word)}</th>" for word in head)
     lines = ["".join(f"<td>{escape(word)}</td>" for word in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+    kind = ' class="wraps"' if wraps else ""
+    return f'<div class="scroll"><table{kind}><tr>{top}</tr>{body}</table></div>'

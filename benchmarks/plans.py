@@ -7,21 +7,21 @@ be made on one machine and used on another that lacks them.
 import multiprocessing
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from nexus.benchmarks.agenda import Grid
+from nexus.benchmarks.agenda import Deployment, Grid, deployments
 from nexus.benchmarks.metrics import Objective
-from nexus.benchmarks.systems import Sharing
+from nexus.benchmarks.systems import SYSTEMS, Sharing
 from nexus.benchmarks.workloads import lengths_of
 from nexus.errors import UserError
 from nexus.planner.table import Bounds, Plan, read_plan, write_plan
 from nexus.planner.workload import Lengths
 from nexus.profiles.schema import Profile, Provenance
-
-_COMMAND = "nexus bench"
+from nexus.terminal import now
 
 Kind = tuple[Sharing, Objective, str]  # what shares, for which bounds, for which workload
 
@@ -33,11 +33,17 @@ class Plans:
     """
 
     def __init__(
-        self, profile: Profile, max_model_len: int, kinds: Iterable[Kind], folder: Path | None
+        self,
+        profile: Profile,
+        max_model_len: int,
+        kinds: Iterable[Kind],
+        folder: Path | None,
+        source: str = "profile.yaml",
     ) -> None:
         """Makes them; one that cannot be made is an error only when it is asked for.
 
         What ``folder`` holds of this profile is taken from there, the rest is put there.
+        ``source`` is where the profile is from.
         """
         self._made: dict[Kind, Plan | UserError] = {}
         for kind in kinds:
@@ -48,7 +54,9 @@ class Plans:
         missing = [kind for kind in dict.fromkeys(kinds) if kind not in self._made]
         workers = max(1, min(len(missing), (os.cpu_count() or 2) // 2))
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            tasks = {kind: pool.submit(_make, profile, max_model_len, kind) for kind in missing}
+            tasks = {
+                kind: pool.submit(_make, profile, source, max_model_len, kind) for kind in missing
+            }
             self._made |= {kind: task.result() for kind, task in tasks.items()}
         for kind in missing:
             made = self._made[kind]
@@ -65,14 +73,19 @@ class Plans:
 
 def kinds_of(grid: Grid) -> list[Kind]:
     """Every plan that the grid's systems serve with."""
-    sharings = dict.fromkeys(system.sharing for system in grid.systems)
-    return [
-        (sharing, objective, workload)
-        for sharing in sharings
-        for objective in grid.objectives
-        for workload in grid.workloads
-        if sharing is not None
-    ]
+    return list(dict.fromkeys(filter(None, map(kind_of, deployments(grid, None)))))
+
+
+def kind_of(deployment: Deployment) -> Kind | None:
+    """The plan that it serves with; None for stock vLLM."""
+    sharing, bounds, workload = (
+        deployment.system.sharing,
+        deployment.planned_for,
+        deployment.planned_on,
+    )
+    if sharing is None or bounds is None or workload is None:
+        return None
+    return sharing, bounds, workload
 
 
 def _file(kind: Kind) -> str:
@@ -83,15 +96,32 @@ def _file(kind: Kind) -> str:
     )
 
 
-def _make(profile: Profile, max_model_len: int, kind: Kind) -> Plan | UserError:
+def _make(profile: Profile, source: str, max_model_len: int, kind: Kind) -> Plan | UserError:
     sharing, objective, workload = kind
+    lengths = lengths_of(workload, max_model_len)
+    by = Provenance(
+        created=now(),
+        command=_command(source, max_model_len, kind),
+        software=dict(profile.provenance.software),
+    )
     try:
-        return plan_for(sharing, profile, objective.bounds, lengths_of(workload, max_model_len))
+        return plan_for(sharing, profile, objective.bounds, lengths, by)
     except UserError as error:
         return error
 
 
-def plan_for(sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+def _command(source: str, max_model_len: int, kind: Kind) -> str:
+    """What makes this very plan again, and no other."""
+    sharing, objective, workload = kind
+    system = next(system.name for system in SYSTEMS.values() if system.sharing == sharing)
+    words = ["nexus", "bench", "--only-plans", "--profile", source, "--plans", "plans"]
+    words += ["--systems", system, "--bounds", objective.name, "--workloads", workload]
+    return shlex.join([*words, "--max-model-len", str(max_model_len)])
+
+
+def plan_for(
+    sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance
+) -> Plan:
     """The best plan of that kind for the workload's ``lengths`` under ``bounds``.
 
     ``fused`` is planned as if no partition had been measured; ``split`` and ``overlap``
@@ -100,45 +130,40 @@ def plan_for(sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Length
     profile holds no such partition.
     """
     if sharing == "plan":
-        return _planned(profile, bounds, lengths)
+        return _planned(profile, bounds, lengths, by)
     if sharing == "mps":
-        return _under_mps(profile, bounds, lengths)
+        return _under_mps(profile, bounds, lengths, by)
     if sharing == "fused":
         unshared = [sample for sample in profile.samples if sample.mode not in ("split", "overlap")]
-        plan = _planned(replace(profile, samples=tuple(unshared)), bounds, lengths)
+        plan = _planned(replace(profile, samples=tuple(unshared)), bounds, lengths, by)
         return replace(plan, profile_hash=profile.hash)
-    return _static(sharing, profile, bounds, lengths)
+    return _static(sharing, profile, bounds, lengths, by)
 
 
-def _planned(profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+def _planned(profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance) -> Plan:
     from nexus.planner.solve import make_plan
 
-    # The same profile gives the same plan, to the hash: a resumed run finds its cells.
-    created = profile.provenance.created
-    return make_plan(profile, bounds, lengths, command=_COMMAND, created=created)
+    return make_plan(profile, bounds, lengths, command=by.command, created=by.created)
 
 
-def _under_mps(profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+def _under_mps(profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance) -> Plan:
     from nexus.planner.static import make_static_plan
 
-    created = profile.provenance.created
-    made = make_static_plan(profile, bounds, lengths, green=None, command=_COMMAND, created=created)
+    command, created = by.command, by.created
+    made = make_static_plan(profile, bounds, lengths, green=None, command=command, created=created)
     return made.plan
 
 
-def _static(sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths) -> Plan:
+def _static(
+    sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance
+) -> Plan:
     import numpy as np
 
     from nexus.planner.choice import rows_of
     from nexus.planner.simulate import System
     from nexus.planner.solve import make_contest
 
-    provenance = Provenance(
-        created=profile.provenance.created,
-        command=_COMMAND,
-        software=dict(profile.provenance.software),
-    )
-    contest = make_contest(profile, bounds, lengths, provenance)
+    contest = make_contest(profile, bounds, lengths, by)
     modes = [mode for mode in contest.shared if mode.mode == sharing]
     if not modes:
         raise UserError(f"the profile holds no {sharing} samples")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -10,9 +11,10 @@ from pydantic.dataclasses import dataclass
 from nexus.benchmarks.metrics import Metrics, Objective, PerRequest
 from nexus.errors import DocumentError
 from nexus.planner.table import Plan
-from nexus.profiles.schema import STRICT, Machine
+from nexus.profiles.schema import STRICT, Machine, Provenance
 
 SCHEMA = "nexus.bench/1"
+_PART = "--"  # between the name of results and that of a part
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -31,7 +33,11 @@ class Key:
 
 @dataclass(frozen=True, config=STRICT)
 class PlanUsed:
-    """Enough of a plan to make it again from its profile, and to read what it does."""
+    """Enough of a plan to make it again from its profile, and to read what it does.
+
+    ``hash`` is over all of it but its provenance, so that it is the same however often the
+    plan is made; ``workload`` is what it was made for.
+    """
 
     hash: str
     profile_hash: str
@@ -39,19 +45,29 @@ class PlanUsed:
     tbt_ms: float
     policy: str
     modes: dict[str, int]
+    workload: str = ""
 
     @classmethod
     def of(cls, plan: Plan) -> "PlanUsed":
         """``modes`` counts the rows that name each."""
         rows = [row.mode for row in plan.rows]
         return cls(
-            hash=plan.hash,
+            hash=plan_hash(plan),
             profile_hash=plan.profile_hash,
             ttft_ms=plan.bounds.ttft_ms,
             tbt_ms=plan.bounds.tbt_ms,
             policy=plan.policy,
             modes={name: rows.count(name) for name in sorted(plan.modes)},
+            workload=plan.workload.source,
         )
+
+
+def plan_hash(plan: Plan) -> str:
+    """Identifies what a plan does, whenever and however it was made."""
+    return replace(plan, provenance=_NOBODY).hash
+
+
+_NOBODY = Provenance(created="", command="", software={})
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -82,7 +98,10 @@ class Condition:
 
 @dataclass(frozen=True, config=STRICT)
 class Cell:
-    """One run; ``error`` (it took too long) stands in place of its metrics."""
+    """One run; ``error`` (it took too long) stands in place of its metrics.
+
+    ``gpu`` is the GPU's UUID, ``gpu_index`` which of the machine's GPUs it is.
+    """
 
     schema: str
     key: Key
@@ -92,6 +111,8 @@ class Cell:
     per_request: PerRequest | None = None
     condition: Condition | None = None
     error: str | None = None
+    gpu: str | None = None
+    gpu_index: str | None = None
 
     def attainment(self, objective: Objective) -> float:
         """The share of all requests that met it; 0 when the run did not end in time."""
@@ -102,12 +123,18 @@ _CELL = TypeAdapter(Cell)
 
 
 class Store:
-    """The cells of one file; what is added is on disk at once."""
+    """The cells of one file and of its other parts; what is added is on disk at once.
+
+    Several processes measure at a time by writing to a part each (see ``part_of``).
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read ``path``, if it is there; raises DocumentError. A half-written end is cut."""
+        """Read ``path`` and its other parts, as far as they are there; raises DocumentError.
+
+        A half-written end is cut.
+        """
         self.path = path
-        self._cells = list(read_cells(path)) if path.exists() else []
+        self._cells = all_cells(path)
 
     def add(self, cell: Cell) -> None:
         """Append ``cell``."""
@@ -133,6 +160,24 @@ class Store:
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self._cells)
+
+
+def part_of(folder: Path, name: str, part: str) -> Path:
+    """Where ``part`` of the results called ``name`` is; an empty one is the main file."""
+    return folder / (f"{name}{_PART}{part}.jsonl" if part else f"{name}.jsonl")
+
+
+def whole_of(path: Path) -> Path:
+    """The main file of a part, be it there or not."""
+    return path.with_name(path.name.removesuffix(".jsonl").partition(_PART)[0] + ".jsonl")
+
+
+def all_cells(path: Path) -> list[Cell]:
+    """Every cell of ``path``'s results, all parts together, in the order of measurement."""
+    whole = whole_of(path)
+    parts = [whole, *sorted(whole.parent.glob(f"{whole.stem}{_PART}*.jsonl"))]
+    cells = [cell for part in parts if part.exists() for cell in read_cells(part)]
+    return sorted(cells, key=lambda cell: cell.created)
 
 
 def read_cells(path: Path) -> Iterator[Cell]:

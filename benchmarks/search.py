@@ -1,8 +1,8 @@
 """Which rate to measure next, so that goodput becomes a measured crossing.
 
 Rates lie on one geometric grid for all systems, so that their cells share the same
-requests: half octaves apart while the crossing is being bracketed, then bisected down to
-neighbours.
+requests. A search begins where the crossing is expected, goes from there in strides that
+double while the crossing is not bracketed, and bisects down to neighbours.
 """
 
 import math
@@ -13,9 +13,10 @@ from pydantic.dataclasses import dataclass
 from nexus.benchmarks.metrics import GOOD_SHARE
 from nexus.profiles.schema import STRICT
 
-STEPS_PER_OCTAVE = 16  # neighbours are 4.4 % apart
-_STRIDE = 8
+STEPS_PER_OCTAVE = 12  # neighbours are 5.9 % apart
 _OCTAVES = 5  # how far below its start the search gives up
+_WIDE = 4  # a bracket of more steps is tried where the crossing is expected, if that is inside
+_LONGEST = 8  # stride
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -37,6 +38,14 @@ class Crossing:
         if self.above is None:
             return False
         return self.goodput == 0.0 or index_of(self.above) - index_of(self.goodput) <= 1
+
+    def __str__(self) -> str:
+        """Such as ``16``, ``8 to 16``, ``≥ 16`` and ``< 2``; in requests per second."""
+        if self.above is None:
+            return f"≥ {self.goodput:.3g}"
+        if self.goodput == 0.0:
+            return f"< {self.above:.3g}"
+        return f"{self.goodput:.3g}" if self.found else f"{self.goodput:.3g} to {self.above:.3g}"
 
 
 def index_of(rate: float) -> int:
@@ -68,20 +77,27 @@ def crossing(attained: Mapping[float, float]) -> Crossing:
 def next_rate(attained: Mapping[float, float], start: float) -> float | None:
     """The rate to measure next; None when the crossing is found, or given up.
 
-    ``start`` is a guess at it, for a system of which nothing was measured.
+    ``start`` is where it is expected.
     """
     seen = {index_of(rate): share for rate, share in attained.items()}
-    if not seen:
-        return on_grid(start)
+    expected = index_of(start)
     good = max((index for index, share in seen.items() if share >= GOOD_SHARE), default=None)
-    if good is None:
-        lowest = min(seen)
-        if lowest <= index_of(start) - _OCTAVES * STEPS_PER_OCTAVE:
+    above = min((index for index in seen if good is None or index > good), default=None)
+    if good is not None and above is not None:
+        if above - good <= 1:
             return None
-        return rate_at(lowest - _STRIDE)
-    above = min((index for index in seen if index > good), default=None)
-    if above is None:
-        return rate_at(good + _STRIDE)
-    if above - good <= 1:
-        return None
-    return rate_at((good + above) // 2)
+        if above - good > _WIDE and good < expected < above:
+            return rate_at(expected)
+        return rate_at((good + above) // 2)
+    if above is not None:  # nothing that was measured is sustained
+        if above <= expected - _OCTAVES * STEPS_PER_OCTAVE:
+            return None
+        return rate_at(min(expected, above - _stride(expected - above)))
+    if good is not None:
+        return rate_at(max(expected, good + _stride(good - expected)))
+    return rate_at(expected)
+
+
+def _stride(gone: int) -> int:
+    """The next stride after so many grid points away from where the search began."""
+    return min(max(gone, 0) + 1, _LONGEST)

@@ -3,45 +3,65 @@
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nexus.benchmarks.client import RunError
+import psutil
 
-_POLL_S = 0.5
+from nexus.errors import EngineError
+from nexus.runtime.ports import free_ports
+
+_POLL_S = 0.25
 _STOP_S = 30.0
+_LINGER_S = 5.0  # what a server started may outlive it so long
+
+
+class ServerError(EngineError):
+    """The server ended, or was never ready."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """How a server ended: seconds from SIGTERM to its exit, and who outlived it."""
+
+    seconds: float
+    exit_code: int
+    left_behind: tuple[int, ...]
 
 
 class Server:
     """A context manager: ``nexus serve`` with the given words, listening when entered.
 
-    Raises RunError when it dies or is not healthy within ``start_s``, with the last
+    Raises ServerError when it dies or is not healthy within ``start_s``, with the last
     error that its log tells.
     """
 
     def __init__(self, words: Sequence[str], log: Path, start_s: float) -> None:
-        """``words`` follow ``nexus serve``; a port is added to them."""
-        self.port = _free_port()
-        self._words = [sys.executable, "-m", "nexus.cli", "serve", *words, "--port", str(self.port)]
+        """``words`` follow ``nexus serve``; a port is added."""
+        self.port = free_ports(1)[0]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.words = ["serve", *words, "--port", str(self.port)]
         self._log = log
         self._start_s = start_s
+        self.tick: Callable[[], None] = lambda: None  # called while it starts
 
     def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "nexus.cli", *self.words]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                self._words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         try:
             self._wait()
         except BaseException:
-            self._stop()
+            self.stop()
             raise
         return self
 
@@ -51,13 +71,13 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop()
+        self.stop()
 
     def check(self) -> None:
-        """Raise RunError when the process is gone."""
+        """Raise ServerError when the process is gone."""
         code = self._process.poll()
         if code is not None:
-            raise RunError(f"the server died (exit code {code}): {self._complaint()}")
+            raise ServerError(f"the server died (exit code {code}): {self._complaint()}")
 
     def healthy(self) -> bool:
         """Whether it answers ``/health`` within five seconds."""
@@ -68,30 +88,58 @@ class Server:
         except (OSError, http.client.HTTPException):
             return False
 
+    def stop(self) -> Stopped:
+        """Send SIGTERM and wait; then kill whatever is left, the server itself included."""
+        began = time.monotonic()
+        family = self._family()
+        if self._process.poll() is None:
+            self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_S)
+        seconds = time.monotonic() - began
+        if self._process.poll() is not None:
+            deadline = time.monotonic() + _LINGER_S
+            while _running(family) and time.monotonic() < deadline:
+                time.sleep(0.05)
+        left = _running(family)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for process in left:  # in a session of its own
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        return Stopped(seconds, self._process.wait(), tuple(process.pid for process in left))
+
+    def last_lines(self, count: int = 25) -> str:
+        """The end of the log."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-count:])
+
     def _wait(self) -> None:
         end = time.monotonic() + self._start_s
         while not self.healthy():
             self.check()
             if time.monotonic() > end:
-                raise RunError(f"the server was not up after {self._start_s:.0f} s")
+                raise ServerError(f"the server was not ready within {self._start_s:.0f} s")
+            self.tick()
             time.sleep(_POLL_S)
-
-    def _stop(self) -> None:
-        self._process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_STOP_S)
-        with suppress(ProcessLookupError):  # what it left behind, it too if it would not go
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
     def _complaint(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         told = [line.strip() for line in lines if "Error" in line or line.startswith("nexus: ")]
         return told[-1] if told else "it did not say why"
 
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
 
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+
+def _running(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; one that ended and waits for init to collect it does not."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

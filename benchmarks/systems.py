@@ -65,6 +65,7 @@ OTHERS = (
     _nexus("spf", "overlap"),
     _nexus("fcfs", "overlap"),
     System("nexus-mps", sharing="mps"),
+    _stock(256),
     _stock(1024),
     _stock(8192),
 )

@@ -4,7 +4,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +14,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from nexus.benchmarks.server import Server, Stopped
 from nexus.demo.model import ensure_demo_model
-from nexus.demo.server import DemoError, Server, Stopped, free_port
 from nexus.errors import InfeasibleError, NexusError
 from nexus.planner.table import Plan, Table, read_plan
 
 FOLDER = Path("build/demo")
+START_S = 300.0
 QUESTION = "What is the capital of France?"
 MINUTES = 0.75
 # What to ask for: on a slow machine nothing may meet the first pair.
 BOUNDS_MS = ((2000, 200), (8000, 800), (32000, 3200))
 console = Console(highlight=False)
+
+
+class DemoError(NexusError):
+    """A step of the demo failed; the message says which, and what it printed last."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +67,18 @@ def _demo() -> None:
     _plan(profile, table)
     _heading("3/4", "serve with that plan, and ask")
     plan = read_plan(table)
-    port = free_port()
-    command = _command("serve", model, "--table", str(table), *_address(port))
-    server = Server(command, port, FOLDER / "server.log")
+    server = Server(
+        [model, "--table", str(table), "--host", "127.0.0.1"], FOLDER / "server.log", START_S
+    )
+    _shown(*server.words)
     try:
-        _wait(server)
-        answer = _ask(f"{server.url}/v1", model)
+        with _running(server):
+            _show(_ask(f"{server.url}/v1", model), plan)
+            _heading("4/4", "stop the server")
+            _report(server.stop())
     except Exception:
-        server.stop()
         console.print(escape(server.last_lines()), style="dim")
         raise
-    except KeyboardInterrupt:
-        server.stop()
-        raise
-    _show(answer, plan)
-    _heading("4/4", "stop the server")
-    _report(server.stop())
 
 
 def _plan(profile: Path, table: Path) -> None:
@@ -90,12 +92,17 @@ def _plan(profile: Path, table: Path) -> None:
     raise DemoError("no plan meets even the widest bounds on this machine")
 
 
-def _wait(server: Server) -> None:
+@contextmanager
+def _running(server: Server) -> Iterator[None]:
+    """``server`` from when it is ready, under a clock that turns meanwhile."""
     columns = (SpinnerColumn(), TextColumn("starting vLLM"), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=1)
-        server.wait_until_ready(lambda: bar.update(task))
-        bar.update(task, completed=1)
+    with ExitStack() as stack:
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("", total=1)
+            server.tick = lambda: bar.update(task)
+            stack.enter_context(server)
+            bar.update(task, completed=1)
+        yield
 
 
 def _ask(url: str, model: str) -> Answer:
@@ -158,18 +165,15 @@ def _heading(step: str, what: str) -> None:
     console.print(f"\n[bold cyan]{step}[/] [bold]{what}[/]")
 
 
-def _address(port: int) -> Sequence[str]:
-    return ("--host", "127.0.0.1", "--port", str(port))
-
-
-def _command(*words: str) -> list[str]:
+def _shown(*words: str) -> list[str]:
+    """The command line of these words, as shown."""
     console.print(f"[dim]$ {escape(shlex.join(['nexus', *words]))}[/]", soft_wrap=True)
     return [str(Path(sys.executable).with_name("nexus")), *words]
 
 
 def _nexus(*words: str) -> None:
     """Run one command, its output shown as it comes; its failure is ours."""
-    command = _command(*words)
+    command = _shown(*words)
     exit_code = subprocess.run(command).returncode
     if exit_code == InfeasibleError.exit_code:
         raise InfeasibleError(f"nexus {words[0]}: nothing meets the bounds")

@@ -1,43 +1,54 @@
-"""A file of benchmark results as a Markdown table: ``python scripts/results.py FILE.jsonl``."""
+"""Benchmark results as the tables of docs/results.md.
+
+``python scripts/results.py [FILE.jsonl ...] [--write docs/results.md]``: of the given files, else
+of all under benchmarks/results. With ``--write`` they replace what stands between the two marks.
+"""
 
 import sys
 from pathlib import Path
 
-from nexus.benchmarks.metrics import Objective, Spread
+from nexus.benchmarks.document import document
+from nexus.benchmarks.predicted import Predictor
 from nexus.benchmarks.results import read_cells
 
-OBJECTIVES = ("500/15", "1000/25", "2000/50", "500/30:tpot", "2000/100:tpot")
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 
 
-def rows(path: Path) -> list[list[str]]:
-    """One row a cell: what ran, its latencies in milliseconds, who met which bounds."""
-    found = []
-    for cell in read_cells(path):
-        metrics = cell.metrics
-        if metrics is None:  # that run failed
-            continue
-        found.append(
-            [
-                cell.key.system,
-                f"{cell.key.rate:g}",
-                *_of(metrics.ttft, "mean", "p50", "p95"),
-                *_of(metrics.tbt, "p50", "p95", "p99"),
-                *(f"{cell.attainment(Objective.parse(name)):.1%}" for name in OBJECTIVES),
-            ]
-        )
-    return found
+def tables(files: list[Path]) -> str:
+    """The page of what ``files`` hold, beside what the simulator says."""
+    cells = sorted(
+        (cell for file in files for cell in read_cells(file)), key=lambda cell: cell.created
+    )
+    profiles = sorted((ROOT / "profiles").glob("*/*.yaml"))
+    plans = sorted(path for path in RESULTS.rglob("*.yaml") if "plan" in str(path))
+    shown = "python scripts/results.py"
+    return document(cells, Predictor(profiles, plans).pairs(cells), shown)
 
 
-def _of(spread: Spread | None, *names: str) -> list[str]:
-    return [f"{getattr(spread, name):.1f}" if spread else "" for name in names]
+def put(into: Path, text: str) -> None:
+    """Replace what stands between the marks of ``into``."""
+    before = into.read_text(encoding="utf-8")
+    head, _, rest = before.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    into.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
 
 
-def main(path: str) -> None:
-    """Print the table."""
-    head = ["system", "req/s", "TTFT mean", "p50", "p95", "TBT p50", "p95", "p99", *OBJECTIVES]
-    lines = [head, ["---"] * len(head), *rows(Path(path))]
-    sys.stdout.writelines("| " + " | ".join(line) + " |\n" for line in lines)
+def main(words: list[str]) -> None:
+    """Print the tables, or put them into a document."""
+    into = None
+    if "--write" in words:
+        at = words.index("--write")
+        into = Path(words[at + 1])
+        words = words[:at] + words[at + 2 :]
+    files = [Path(word) for word in words] or sorted(RESULTS.rglob("*.jsonl"))
+    text = tables(files)
+    if into is None:
+        sys.stdout.write(text)
+    else:
+        put(into, text)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -2,9 +2,18 @@ from dataclasses import replace
 
 import pytest
 
-from nexus.benchmarks.agenda import Deployment, Grid, Task, agenda, next_cell, wanted_rates
+from nexus.benchmarks.agenda import (
+    Grid,
+    attained,
+    deployments,
+    next_cell,
+    plan_serving,
+    planned,
+    wanted_rates,
+)
 from nexus.benchmarks.metrics import Objective, PerRequest
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting
+from nexus.benchmarks.search import crossing
 from nexus.benchmarks.systems import DECISIVE, SYSTEMS, systems_called
 from nexus.errors import UserError
 from nexus.profiles.schema import Machine
@@ -21,39 +30,48 @@ def measured(rate: float, repeat: int, share: float) -> Cell:
     return Cell(SCHEMA, Key("s", "arxiv", repeat, rate), SETTING, "now", per_request=each)
 
 
-def test_what_decides_comes_first_when_time_is_short() -> None:
-    tasks = list(agenda(GRID, None, in_haste=True))
-    stages = [(task.stages[0], task.deployment.system in DECISIVE) for task in tasks]
-    assert list(dict.fromkeys(stages)) == [
-        ("rates", True), ("search", True), ("repeats", True),
-        ("rates", False), ("search", False), ("repeats", False),
-    ]  # fmt: skip
-    stock = [task for task in tasks if task.deployment.system.sharing is None]
-    assert all(task.deployment.workloads == GRID.workloads for task in stock)
-    assert [task.deployment.system.name for task in tasks][:3] == [s.name for s in DECISIVE[:3]]
-
-
-def test_one_start_does_all_when_there_is_time() -> None:
-    labels = [task.deployment.label for task in agenda(GRID, None, in_haste=False)]
-    assert len(labels) == len(set(labels)) == 5 + 9 * 2 * 2
+def test_what_decides_comes_first_and_one_start_does_all() -> None:
+    made = list(deployments(GRID, None))
+    assert [each.system for each in made if each.system in DECISIVE] == [
+        each.system for each in made[: len([m for m in made if m.system in DECISIVE])]
+    ]
+    stock = [each for each in made if each.system.sharing is None]
+    assert all(each.workloads == GRID.workloads for each in stock)
+    assert all(each.objectives == GRID.objectives for each in stock)
+    labels = [each.label for each in made]
+    nexus = len(SYSTEMS) - len(stock)
+    assert len(labels) == len(set(labels)) == len(stock) + nexus * 2 * 2
     assert "nexus-spf-plan@500/15 on arxiv" in labels
+
+
+def test_a_plan_serves_the_bounds_that_it_implies() -> None:
+    bounds = tuple(map(Objective.parse, ("500/15", "1000/25", "2000/50", "500/30:tpot")))
+    grid = replace(GRID, objectives=bounds, plan_for=(TIGHT, LOOSE), plan_on="mixed")
+    assert planned(grid) == {TIGHT: (TIGHT, bounds[1], bounds[3]), LOOSE: (LOOSE,)}
+    made = [each for each in deployments(grid, None) if each.system.name == "nexus-spf-plan"]
+    assert [each.planned_for for each in made] == [TIGHT, LOOSE]
+    assert {each.planned_on for each in made} == {"mixed"}
+    assert all(each.workloads == GRID.workloads for each in made)
+    assert plan_serving(TIGHT, [LOOSE]) is None
+    assert plan_serving(LOOSE, [TIGHT, bounds[1]]) == bounds[1]
 
 
 def test_a_given_plan_serves_every_workload() -> None:
     grid = replace(GRID, systems=systems_called("nexus-spf-plan,nexus-fcfs-plan"))
-    tasks = list(agenda(grid, LOOSE, in_haste=False))
-    assert [task.deployment.workloads for task in tasks] == [GRID.workloads] * 2
-    assert {task.deployment.planned_for for task in tasks} == {LOOSE}
+    made = list(deployments(grid, LOOSE))
+    assert [each.workloads for each in made] == [GRID.workloads] * 2
+    assert {each.planned_for for each in made} == {LOOSE}
+
+
+def cells_of(grid: Grid, rates: tuple[float, ...], expected: dict[Objective, float]) -> list[Cell]:
+    cells: list[Cell] = []
+    while (found := next_cell(grid, (TIGHT,), cells, rates, expected)) is not None:
+        cells.append(measured(*found, 1.0 if found[0] < 13.2 else 0.4))
+    return cells
 
 
 def test_rates_then_crossings_then_repeats() -> None:
-    system = SYSTEMS["vllm-512"]
-    task = Task(Deployment(system, ("arxiv",), (TIGHT,)), ("rates", "search", "repeats"))
-    grid = replace(GRID, repeats=2)
-    cells: list[Cell] = []
-    while (found := next_cell(grid, task, cells, None)) is not None:
-        cells.append(measured(*found, 1.0 if found[0] < 13.2 else 0.4))
-    order = [(cell.key.rate, cell.key.repeat) for cell in cells]
+    order = [(c.key.rate, c.key.repeat) for c in cells_of(GRID, (8.0, 16.0, 24.0), {})]
     assert order[:3] == [(8.0, 0), (16.0, 0), (24.0, 0)]
     assert len(order) == len(set(order))
     first = [rate for rate, repeat in order if repeat == 0]
@@ -62,6 +80,15 @@ def test_rates_then_crossings_then_repeats() -> None:
     assert max(rate for rate in first if rate and rate < 13.2) in again
     assert min(rate for rate in first if rate and rate >= 13.2) in again
     assert [repeat for _, repeat in order] == sorted(repeat for _, repeat in order)
+
+
+def test_an_expected_crossing_needs_few_runs() -> None:
+    for guess in (12.0, 13.2, 14.5):
+        cells = cells_of(replace(GRID, repeats=1), (), {TIGHT: guess})
+        assert 2 <= len(cells) <= 4
+        edge = crossing(attained(cells, TIGHT))
+        assert edge.found
+        assert 12.0 < edge.goodput < 13.2
 
 
 def test_rates_are_chosen_around_what_a_burst_is_served_at() -> None:

@@ -3,9 +3,20 @@ from pathlib import Path
 
 import pytest
 
+from nexus.benchmarks.compare import latest
 from nexus.benchmarks.metrics import summarize
-from nexus.benchmarks.page import latest, write_page
-from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting, Store, read_cells
+from nexus.benchmarks.page import write_page
+from nexus.benchmarks.results import (
+    SCHEMA,
+    Cell,
+    Key,
+    Setting,
+    Store,
+    all_cells,
+    part_of,
+    read_cells,
+    whole_of,
+)
 from nexus.errors import DocumentError, UserError
 from nexus.profiles.schema import Machine
 
@@ -84,3 +95,16 @@ def test_the_page_shows_the_latest_of_each_cell(tmp_path: Path) -> None:
     assert "https://cdn" not in text.split("<body>")[0]
     assert "vllm-512" in text
     assert "500/15" in text
+
+
+def test_parts_are_one_set_of_results(tmp_path: Path) -> None:
+    """As when several GPUs measure at once, each into a part, and one call goes on from all."""
+    parts = [part_of(tmp_path, "model-3.1_gpu", name) for name in ("", "gpu0", "gpu1")]
+    assert [whole_of(part) for part in parts] == [parts[0]] * 3
+    for number, part in enumerate(parts[1:]):
+        store = Store(part)
+        store.add(replace(cell(rate=float(number + 1)), created=f"2026-01-0{2 - number}", gpu="G"))
+    assert [c.key.rate for c in all_cells(parts[0])] == [2.0, 1.0]
+    assert [c.key.rate for c in Store(parts[1])] == [2.0, 1.0]
+    assert len(list(read_cells(parts[1]))) == 1
+    assert write_page(parts[2]) == parts[0].with_suffix(".html")

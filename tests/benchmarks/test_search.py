@@ -48,3 +48,13 @@ def test_rates_that_were_asked_for_count() -> None:
 
 def test_a_dip_below_a_sustained_rate_is_chance() -> None:
     assert crossing({4.0: 0.89, 8.0: 0.95, 8.3: 0.7}).goodput == 8.0
+
+
+def test_another_bound_s_runs_are_used_and_left_where_they_do_not_help() -> None:
+    """What is known far away does not draw the search away from where it should begin."""
+    assert next_rate({2.0: 1.0, 64.0: 0.0}, 16.0) == 16.0
+    assert next_rate({2.0: 1.0}, 16.0) == 16.0
+    assert next_rate({64.0: 0.0}, 16.0) == 16.0
+    near = next_rate({16.0: 1.0}, 16.0)
+    assert near is not None
+    assert index_of(near) - index_of(16.0) == 1

@@ -1,0 +1,144 @@
+"""Systems side by side: who sustains which rate at which bounds, and by how much."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nexus.benchmarks.agenda import attained, plan_serving
+from nexus.benchmarks.metrics import Objective
+from nexus.benchmarks.results import Cell
+from nexus.benchmarks.search import Crossing, crossing
+from nexus.benchmarks.systems import SYSTEMS
+from nexus.planner.spread import Spread
+
+STOCK = tuple(name for name, system in SYSTEMS.items() if system.sharing is None)
+DEFAULT = "vllm-default"
+
+
+@dataclass(frozen=True)
+class Table:
+    """All runs of one model on one machine, under one workload; each cell once."""
+
+    model: str
+    machine: str
+    workload: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def systems(self) -> list[str]:
+        """Those measured, in the order of all there are."""
+        there = {cell.key.system for cell in self.cells}
+        return [name for name in SYSTEMS if name in there]
+
+    def of(self, system: str, objective: Objective) -> list[Cell]:
+        """The system's runs that count for ``objective``: with the plan that serves it."""
+        own = [cell for cell in self.cells if cell.key.system == system]
+        if system in STOCK:
+            return own
+        names = sorted({cell.key.objective for cell in own if cell.key.objective})
+        chosen = plan_serving(objective, map(Objective.parse, names))
+        return [cell for cell in own if chosen is not None and cell.key.objective == chosen.name]
+
+    def crossing(self, system: str, objective: Objective) -> Crossing | None:
+        """Its goodput as measured, None where it did not run."""
+        shares = attained(self.of(system, objective), objective)
+        return crossing(shares) if shares else None
+
+    def best_stock(self, objective: Objective) -> tuple[str, Crossing] | None:
+        """The stock setting with the highest goodput."""
+        found = [(name, self.crossing(name, objective)) for name in STOCK if name in self.systems]
+        there = [(name, edge) for name, edge in found if edge is not None]
+        return max(there, key=lambda pair: pair[1].estimate, default=None)
+
+    def ratio(self, system: str, objective: Objective) -> float | None:
+        """Its goodput over the best stock setting's; None where either is unknown.
+
+        Where the stock search found no sustained rate or no end, the ratio is not known.
+        """
+        own, best = self.crossing(system, objective), self.best_stock(objective)
+        if own is None or best is None or best[1].estimate <= 0 or best[1].above is None:
+            return None
+        return own.estimate / best[1].estimate
+
+    def told_ratio(self, system: str, objective: Objective) -> str:
+        """``ratio`` in words: ``≥`` where the system's own search found no end."""
+        ratio, own = self.ratio(system, objective), self.crossing(system, objective)
+        if ratio is None or own is None:
+            return ""
+        mark = "≥ " if own.above is None else ""
+        return f"{mark}{ratio:.2f}×"
+
+    def at_same_rate(self, system: str, other: str) -> list[tuple[Cell, Cell]]:
+        """Runs of both on the very same requests."""
+        theirs = {_which(cell): cell for cell in self.cells if cell.key.system == other}
+        return [
+            (cell, theirs[_which(cell)])
+            for cell in self.cells
+            if cell.key.system == system and _which(cell) in theirs
+        ]
+
+
+def _which(cell: Cell) -> tuple[float | None, int, str]:
+    return cell.key.rate, cell.key.repeat, cell.setting.requests_hash
+
+
+def tables_of(cells: Iterable[Cell]) -> list[Table]:
+    """One for each model, machine and workload; bursts are left out."""
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in latest(cells):
+        if cell.key.rate is not None:
+            setting = cell.setting
+            place = (setting.model, setting.machine.name, cell.key.workload)
+            groups.setdefault(place, []).append(cell)
+    return [Table(*place, tuple(group)) for place, group in groups.items()]
+
+
+def latest(cells: Iterable[Cell]) -> list[Cell]:
+    """Of each cell of the grid, the one measured last."""
+    return list({(cell.setting.model, cell.key): cell for cell in cells}.values())
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One figure of a Nexus system's run over the same of a stock system's: 0.5 is half."""
+
+    table: Table
+    system: str
+    rate: float
+    repeat: int
+    ratio: float
+
+
+class Figure(NamedTuple):
+    """A number of a run's metrics: a spread's name, and which part of it."""
+
+    spread: str
+    part: str
+
+    def of(self, cell: Cell) -> float | None:
+        """The number, None where the run has none."""
+        spread: Spread | None = getattr(cell.metrics, self.spread, None)
+        return None if spread is None else float(getattr(spread, self.part))
+
+
+def duels(table: Table, figure: Figure, against: str = DEFAULT) -> list[Duel]:
+    """Every Nexus run beside ``against``'s on the same requests."""
+    found = []
+    for system in table.systems:
+        if system in STOCK:
+            continue
+        for own, other in table.at_same_rate(system, against):
+            ours, theirs = figure.of(own), figure.of(other)
+            if ours and theirs and own.key.rate is not None:
+                found.append(Duel(table, system, own.key.rate, own.key.repeat, ours / theirs))
+    return found
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    """Such as ``12.3`` and, over repeats, ``12.3 (11.9 to 12.8)``."""
+    if not values:
+        return ""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"

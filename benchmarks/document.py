@@ -1,0 +1,276 @@
+"""Results as one page of Markdown: who wins, who loses, and by how much."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+from nexus.benchmarks.aims import aims
+from nexus.benchmarks.compare import (
+    DEFAULT,
+    STOCK,
+    Duel,
+    Figure,
+    Table,
+    duels,
+    mean_and_range,
+    tables_of,
+)
+from nexus.benchmarks.metrics import GOOD_SHARE, OBJECTIVES, Objective
+from nexus.benchmarks.predicted import MEDIAN_WITHIN, TAIL_WITHIN, Pair
+from nexus.benchmarks.results import Cell
+from nexus.benchmarks.search import Crossing
+from nexus.planner.spread import Spread
+
+NOT_RUN = "not run"
+_SET_ANYWAY = ("--max-model-len", "--dtype", "--max-num-seqs", "--max-num-batched-tokens")
+
+Rows = Iterable[Sequence[str]]
+
+
+def document(cells: Sequence[Cell], pairs: Sequence[Pair], shown: str) -> str:
+    """The whole page; ``shown`` is the command that printed it."""
+    tables = tables_of(cells)
+    parts = [_preface(tables, shown)]
+    for table in tables:
+        parts += [_heading(table), _goodput(table), _command(table), _runs(table)]
+    parts += [_aims(tables), _headline(tables), _overall(tables), _prediction(pairs)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown(head: Sequence[str], rows: Rows) -> str:
+    """A table, the first column to the left and the others to the right."""
+    align = [":--", *["--:"] * (len(head) - 1)]
+    lines = [head, align, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _preface(tables: Sequence[Table], shown: str) -> str:
+    cells = [cell for table in tables for cell in table.cells]
+    first = cells[0].setting
+    gpus = {cell.gpu for cell in cells if cell.gpu}
+    several = f", on {len(gpus)} GPUs of that kind" if len(gpus) > 1 else ""
+    versions = ", ".join(f"{name} {first.software[name]}" for name in ("vllm", "torch", "nexus"))
+    return (
+        f"{len(cells)} runs on one {first.machine.name} each{several}; {versions}; random weights, "
+        f"prefix caching off. Every system gets the same requests at the same times from vLLM's "
+        f"own benchmark client. Times are in milliseconds. TTFT counts from sending; TBT is every "
+        f"gap between two tokens; bounds are TTFT / TBT p95 of a request, or TTFT / TPOT. Goodput "
+        f"is the rate, in requests a second, up to which at least {GOOD_SHARE:.0%} of all requests "
+        f"meet both bounds: a measured crossing between two neighbouring rates, interpolated. "
+        f"`8 to 16` is a bracket not closed, `≥` and `<` one that was not found.\n\n"
+        f"The tables below are what `{shown}` prints."
+    )
+
+
+def _heading(table: Table) -> str:
+    return f"## {table.model}, {table.workload}"
+
+
+def _goodput(table: Table) -> str:
+    head = ["goodput, requests/s", *(objective.name for objective in OBJECTIVES)]
+    rows = [[name, *(_crossed(table, name, o) for o in OBJECTIVES)] for name in table.systems]
+    best = ["**best stock**"]
+    for objective in OBJECTIVES:
+        found = table.best_stock(objective)
+        best.append(f"{_told(found[1])} ({found[0]})" if found else NOT_RUN)
+    rows.append(best)
+    for name in table.systems:
+        ratios = [table.told_ratio(name, objective) for objective in OBJECTIVES]
+        if name not in STOCK and any(ratios):
+            rows.append([f"{name} / best stock", *ratios])
+    return markdown(head, rows)
+
+
+def _crossed(table: Table, system: str, objective: Objective) -> str:
+    edge = table.crossing(system, objective)
+    return NOT_RUN if edge is None else _told(edge)
+
+
+def _told(edge: Crossing) -> str:
+    return f"{edge.estimate:.3g}" if edge.found and edge.goodput else str(edge)
+
+
+def _command(table: Table) -> str:
+    """The command that measures this table, on the machine that it names."""
+    first = table.cells[0].setting
+    systems = ",".join(table.systems)
+    rates = sorted({cell.key.rate for cell in table.cells if cell.key.rate})
+    repeats = 1 + max(cell.key.repeat for cell in table.cells)
+    bounds = ",".join(objective.name for objective in OBJECTIVES)
+    words = [
+        *("nexus", "bench", f"benchmarks/shapes/{table.model}", *_options(first.command)),
+        *("--profile", f"profiles/h200/{table.model}.yaml", "--systems", systems),
+        *("--workloads", table.workload, "--bounds", bounds, *_plan_for(table)),
+        *("--duration", f"{first.duration_s:g}", "--repeats", str(repeats)),
+    ]
+    edges = [table.crossing(name, o) for name in table.systems for o in OBJECTIVES]
+    if not any(edge is not None and edge.found and edge.goodput for edge in edges):
+        words += ["--rates", ",".join(f"{rate:g}" for rate in rates), "--no-search"]
+    return f"```\n{shlex.join(words)}\n```"
+
+
+def _plan_for(table: Table) -> list[str]:
+    bounds = {cell.key.objective for cell in table.cells if cell.key.objective}
+    return ["--plan-for", ",".join(sorted(bounds))] if bounds else []
+
+
+def _options(command: str) -> list[str]:
+    """What a server's command has beyond what ``nexus bench`` sets by itself."""
+    words, kept = shlex.split(command)[3:], []
+    while words and not words[0].startswith("--table"):
+        word = words.pop(0)
+        if word in _SET_ANYWAY:
+            words.pop(0)
+        elif word != "--no-enable-prefix-caching":
+            kept.append(word)
+    return kept
+
+
+def _runs(table: Table) -> str:
+    """Every rate of every system, over its repeats."""
+    head = ["system", "plan", "req/s", "runs", "TTFT mean", "p50", "p95", "p99", "longest p99"]
+    head += ["TBT p50", "p95", "p99", "req/s out", *(objective.name for objective in OBJECTIVES)]
+    groups: dict[tuple[str, str, float], list[Cell]] = {}
+    for cell in table.cells:
+        where = (cell.key.system, cell.key.objective or "", cell.key.rate or 0.0)
+        groups.setdefault(where, []).append(cell)
+    order = table.systems
+    rows = []
+    for system, planned, rate in sorted(groups, key=lambda g: (order.index(g[0]), *g[1:])):
+        own = groups[system, planned, rate]
+        rows.append([system, planned, f"{rate:g}", str(len(own)), *_figures(own)])
+    body = markdown(head, rows)
+    return f"<details><summary>All {len(rows)} points</summary>\n\n{body}\n\n</details>"
+
+
+def _figures(cells: Sequence[Cell]) -> list[str]:
+    done = [cell.metrics for cell in cells if cell.metrics is not None]
+    if not done:
+        return [cells[0].error or "", *[""] * (8 + len(OBJECTIVES))]
+
+    def over(name: str, part: str) -> str:
+        spreads: list[Spread | None] = [getattr(metrics, name) for metrics in done]
+        return mean_and_range([getattr(spread, part) for spread in spreads if spread is not None])
+
+    shares = [
+        f"{sum(cell.attainment(objective) for cell in cells) / len(cells):.1%}"
+        for objective in OBJECTIVES
+    ]
+    return [
+        *(over("ttft", part) for part in ("mean", "p50", "p95", "p99")),
+        over("ttft_longest", "p99"),
+        *(over("tbt", part) for part in ("p50", "p95", "p99")),
+        mean_and_range([metrics.requests_per_s for metrics in done]),
+        *shares,
+    ]
+
+
+def _aims(tables: Sequence[Table]) -> str:
+    words = {None: "", True: "yes", False: "**no**"}
+    rows = [[aim.what, aim.found, words[aim.met]] for aim in aims(tables)]
+    return "## What was aimed at\n\n" + markdown(["aim", "found", "met"], rows)
+
+
+def _headline(tables: Sequence[Table]) -> str:
+    """The paper's own claims against vLLM's default, beside what was found here."""
+    claims = [
+        ("throughput (goodput)", 2.2, _throughput_gains(tables)),
+        ("lower mean TTFT", 20.0, _gains(tables, Figure("ttft", "mean"))),
+        ("lower mean TBT", 2.5, _gains(tables, Figure("tbt", "mean"))),
+        ("lower TBT p99", 2.5, _gains(tables, Figure("tbt", "p99"))),
+    ]
+    rows = []
+    for name, claim, gains in claims:
+        if not gains:
+            rows.append([name, f"up to {claim:g}×", NOT_RUN, "", ""])
+            continue
+        best, worst = max(gains), min(gains)
+        reached = sum(gain >= claim for gain, _ in gains)
+        rows.append(
+            [
+                *(name, f"up to {claim:g}×", f"{best[0]:.2f}× ({best[1]})"),
+                *(f"{worst[0]:.2f}× ({worst[1]})", f"{reached} of {len(gains)}"),
+            ]
+        )
+    head = ["against vLLM's default", "the paper", "most here", "least here", "reached by"]
+    return "## The paper's headline\n\n" + markdown(head, rows)
+
+
+def _gains(tables: Sequence[Table], figure: Figure) -> list[tuple[float, str]]:
+    """The default's figure over Nexus's, at each rate of each table."""
+    found: list[Duel] = []
+    for table in tables:
+        found += duels(table, figure)
+    return [(1.0 / duel.ratio, _where(duel)) for duel in found]
+
+
+def _where(duel: Duel) -> str:
+    table = duel.table
+    return f"{duel.system}, {table.model}, {table.workload} at {duel.rate:g}/s"
+
+
+def _throughput_gains(tables: Sequence[Table]) -> list[tuple[float, str]]:
+    found = []
+    for table in tables:
+        for objective in OBJECTIVES:
+            default = table.crossing(DEFAULT, objective)
+            for name in table.systems:
+                own = table.crossing(name, objective)
+                if name in STOCK or own is None or default is None:
+                    continue
+                if default.estimate > 0 and default.above is not None and own.estimate > 0:
+                    where = f"{name}, {table.model}, {table.workload} at {objective.name}"
+                    found.append((own.estimate / default.estimate, where))
+    return found
+
+
+def _overall(tables: Sequence[Table]) -> str:
+    """Every goodput ratio to the best stock setting, wins and losses alike."""
+    rows = []
+    for table in tables:
+        for name in table.systems:
+            for objective in OBJECTIVES:
+                ratio = table.ratio(name, objective)
+                if name not in STOCK and ratio is not None:
+                    rows.append((ratio, name, table, objective, table.told_ratio(name, objective)))
+    rows.sort(key=lambda row: -row[0])
+    head = ["goodput over the best stock setting's", "model", "workload", "bounds", "ratio"]
+    body = [
+        [name, table.model, table.workload, objective.name, told]
+        for _, name, table, objective, told in rows
+    ]
+    if not body:
+        return ""
+    won = sum(ratio >= 1.0 for ratio, *_ in rows)
+    summary = f"{won} of {len(rows)} are 1.00× or more."
+    return f"## Wins and losses\n\n{summary}\n\n{markdown(head, body)}"
+
+
+def _prediction(pairs: Sequence[Pair]) -> str:
+    head = ["run", "TTFT p50", "predicted", "p95", "predicted", "TBT p50", "predicted"]
+    head += ["p95", "predicted", "near enough"]
+    rows = []
+    for pair in pairs:
+        key, metrics = pair.cell.key, pair.cell.metrics
+        if metrics is None or metrics.ttft is None or metrics.tbt is None:
+            continue
+        name = f"{key.system}, {key.workload} at {key.rate:g}/s"
+        name += f", repeat {key.repeat}" if key.repeat else ""
+        figures = [
+            f"{value:.1f}"
+            for seen, told in ((metrics.ttft, pair.ttft), (metrics.tbt, pair.tbt))
+            for part in ("p50", "p95")
+            for value in (getattr(seen, part), getattr(told, part))
+        ]
+        verdict = "beyond 90 % of capacity" if pair.busy else ("yes" if pair.good else "no")
+        rows.append([name, *figures, verdict])
+    judged = [pair for pair in pairs if not pair.busy]
+    if not rows:
+        return ""
+    told = (
+        f"`nexus simulate`'s model of the same requests. Near enough is within "
+        f"{MEDIAN_WITHIN:.0%} at the median and {TAIL_WITHIN:.0%} at the 95th percentile, of TTFT "
+        f"and of TBT, up to 90 % of the simulated capacity: {sum(p.good for p in judged)} of "
+        f"{len(judged)} runs. What a server adds to a profile's steps was fitted to one run, "
+        "vllm-512 on azure_conv at 16/s."
+    )
+    return f"## Predicted and measured\n\n{told}\n\n{markdown(head, rows)}"

@@ -1,0 +1,114 @@
+"""Each measured run beside the simulator's own of the same requests."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexus.benchmarks.command import number_in
+from nexus.benchmarks.forecast import Candidate, Forecast
+from nexus.benchmarks.results import Cell, plan_hash
+from nexus.benchmarks.systems import SYSTEMS
+from nexus.errors import DocumentError
+from nexus.planner.metrics import Metrics
+from nexus.planner.simulate import Run
+from nexus.planner.spread import Spread
+from nexus.planner.table import Bounds, Plan, read_plan
+from nexus.profiles.schema import read_profile
+
+MEDIAN_WITHIN, TAIL_WITHIN = 0.10, 0.20  # of what was measured: p50 of TTFT and TBT, and p95
+_BUSY = 0.9  # of capacity: beyond it a prediction's error grows without limit
+_QUEUES_S = 2.0  # TTFT that keeps growing beyond this shows an overload
+_LOOSE = Bounds(1e9, 1e9)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A run as measured and as predicted; ``busy``: beyond 90 % of the simulated capacity."""
+
+    cell: Cell
+    ttft: Spread
+    tbt: Spread
+    busy: bool
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Relative errors of the predictions, by figure: 0.1 is 10 % too much."""
+        assert self.cell.metrics is not None
+        measured = {"TTFT": self.cell.metrics.ttft, "TBT": self.cell.metrics.tbt}
+        told = {"TTFT": self.ttft, "TBT": self.tbt}
+        return {
+            f"{name} {part}": getattr(told[name], part) / getattr(seen, part) - 1.0
+            for name, seen in measured.items()
+            for part in ("p50", "p95")
+            if seen is not None
+        }
+
+    @property
+    def good(self) -> bool:
+        """Whether all four are near enough."""
+        return all(
+            abs(error) <= (MEDIAN_WITHIN if name.endswith("p50") else TAIL_WITHIN)
+            for name, error in self.errors.items()
+        )
+
+
+class Predictor:
+    """The simulator, with the profiles and plans that runs were made with."""
+
+    def __init__(self, profiles: Sequence[Path], plans: Sequence[Path]) -> None:
+        """Read them; a file among ``plans`` that is none is passed over."""
+        self._profiles = {
+            profile.model.config_hash: profile for profile in map(read_profile, profiles)
+        }
+        self._plans = _by_hash(plans)
+        self._forecasts: dict[tuple[str, int, int, float], Forecast] = {}
+
+    def pairs(self, cells: Iterable[Cell]) -> list[Pair]:
+        """Of every run that succeeded and whose profile and plan are known."""
+        return [pair for cell in cells if (pair := self._pair(cell)) is not None]
+
+    def _pair(self, cell: Cell) -> Pair | None:
+        used, rate = cell.setting.plan, cell.key.rate
+        plan = None if used is None else self._plans.get(used.hash)
+        system = SYSTEMS.get(cell.key.system)
+        forecast = self._forecast(cell)
+        if system is None or rate is None or cell.metrics is None or forecast is None:
+            return None
+        if used is not None and plan is None:
+            return None
+        who = Candidate(system, plan)
+        run = forecast.run(who, cell.key.workload, rate, cell.key.repeat)
+        told = Metrics.of(run, rate, _LOOSE)
+        harder = forecast.run(who, cell.key.workload, rate / _BUSY, cell.key.repeat)
+        return Pair(cell, told.ttft_ms, told.tbt_ms, overloaded(harder))
+
+    def _forecast(self, cell: Cell) -> Forecast | None:
+        setting = cell.setting
+        profile = self._profiles.get(setting.model_hash)
+        if profile is None:
+            return None
+        words = tuple(setting.command.split())
+        longest = number_in(words, "--max-model-len")
+        most = number_in(words, "--max-num-seqs")
+        key = (setting.model_hash, longest, most, setting.duration_s)
+        if key not in self._forecasts:
+            self._forecasts[key] = Forecast(profile, longest, most, setting.duration_s)
+        return self._forecasts[key]
+
+
+def _by_hash(paths: Iterable[Path]) -> dict[str, Plan]:
+    made: dict[str, Plan] = {}
+    for path in paths:
+        try:
+            plan = read_plan(path)
+        except DocumentError:
+            continue  # a profile, say
+        made |= {plan.hash: plan, plan_hash(plan): plan}
+    return made
+
+
+def overloaded(run: Run) -> bool:
+    """Whether the queue grew all along."""
+    third = max(len(run.ttft_ms) // 3, 1)
+    early, late = run.ttft_ms[:third].mean(), run.ttft_ms[-third:].mean()
+    return bool(late > 2 * early and late > 1e3 * _QUEUES_S)

@@ -1,0 +1,132 @@
+"""Systems side by side, the page and the document, also of runs that are incomplete."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexus.benchmarks.aims import aims
+from nexus.benchmarks.compare import Figure, duels, mean_and_range, tables_of
+from nexus.benchmarks.document import document
+from nexus.benchmarks.metrics import Metrics, Objective, PerRequest
+from nexus.benchmarks.page import render
+from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting
+from nexus.planner.spread import Spread
+from nexus.profiles.schema import Machine
+
+ROOT = Path(__file__).parents[2]
+TIGHT, LOOSE = Objective.parse("500/15"), Objective.parse("1000/25")
+SETTING = Setting(
+    "shape", "h", Machine("cuda", "H200", 132), {"vllm": "1", "torch": "2", "nexus": "3"},
+    "nexus serve shape --load-format dummy --max-model-len 16384 --max-num-seqs 512", 45.0, "r",
+)  # fmt: skip
+
+
+def run(
+    system: str, rate: float, good: float, ttft: float, planned: str | None = None, **key: Any
+) -> Cell:
+    """A run of which ``good`` of the requests meet any bounds."""
+    met = tuple(1.0 if n < 100 * good else 1e6 for n in range(100))
+    ones = (1,) * 100
+    each = PerRequest(ones, ones, met, (1.0,) * 100, (1.0,) * 100)
+    spread = Spread(ttft, ttft, ttft, ttft)
+    metrics = Metrics(
+        *(100, 0, 50.0, rate, 1.0, 1.0, 1.0, 0.0),
+        ttft=spread, tbt=spread, tpot=spread, ttft_longest=spread,
+    )  # fmt: skip
+    which = Key(system, key.get("workload", "azure_conv"), key.get("repeat", 0), rate, planned)
+    setting = replace(SETTING, requests_hash=f"{rate}")
+    return Cell(SCHEMA, which, setting, f"2026-01-01T00:00:{int(rate):02}", metrics, each)
+
+
+CELLS = [
+    run("vllm-default", 8.0, 1.0, 40.0),
+    run("vllm-default", 8.5, 0.5, 60.0),
+    run("vllm-512", 4.0, 1.0, 50.0),
+    run("vllm-512", 8.0, 0.2, 900.0),
+    run("nexus-spf-plan", 16.0, 1.0, 20.0, "500/15"),
+    run("nexus-spf-plan", 17.0, 0.8, 30.0, "500/15"),
+    run("nexus-spf-plan", 8.0, 1.0, 10.0, "500/15"),
+]
+
+
+def test_goodput_is_compared_with_the_best_stock_setting() -> None:
+    (table,) = tables_of(CELLS)
+    best = table.best_stock(TIGHT)
+    assert best is not None
+    assert best[0] == "vllm-default"
+    assert best[1].estimate == pytest.approx(8.1)
+    assert table.ratio("nexus-spf-plan", TIGHT) == pytest.approx(16.5 / 8.1)
+    # No plan was made for these bounds: the one that implies them counts.
+    assert table.ratio("nexus-spf-plan", LOOSE) == pytest.approx(16.5 / 8.1)
+    assert table.crossing("nexus-fcfs-plan", TIGHT) is None
+    assert table.told_ratio("nexus-fcfs-plan", TIGHT) == ""
+
+
+def test_a_bracket_without_an_end_gives_no_ratio() -> None:
+    (table,) = tables_of(CELLS[:1] + CELLS[4:])
+    assert table.ratio("nexus-spf-plan", TIGHT) is None
+    (table,) = tables_of(CELLS[:5])
+    assert table.told_ratio("nexus-spf-plan", TIGHT).startswith("≥ ")
+
+
+def test_the_same_requests_are_compared() -> None:
+    (table,) = tables_of(CELLS)
+    (duel,) = duels(table, Figure("ttft", "mean"))
+    assert (duel.system, duel.rate, duel.ratio) == ("nexus-spf-plan", 8.0, 0.25)
+    assert mean_and_range([2.0]) == "2.0"
+    assert mean_and_range([2.0, 4.0]) == "3.0 (2.0 to 4.0)"
+
+
+def test_aims_say_what_was_not_run() -> None:
+    found = {aim.what.partition(", ")[2] or aim.what: aim for aim in aims(tables_of(CELLS))}
+    gain = found["azure_conv at 500/15: goodput at least 1.3× the best stock setting"]
+    assert gain.met is True
+    assert "2.04×" in gain.found
+    assert (
+        found["long-documents at 500/15: goodput at least 1.3× the best stock setting"].met is None
+    )
+    tail = next(aim for aim in found.values() if "TBT p99" in aim.what)
+    assert tail.met is False
+    assert "4.00×" in tail.found
+
+
+def test_overload_is_where_the_default_does_not_keep_up() -> None:
+    cells = [
+        run("vllm-default", 6.0, 0.1, 9000.0, workload="mixed"),
+        run("nexus-spf-plan", 6.0, 0.9, 1000.0, "500/15", workload="mixed"),
+    ]
+    met = [aim for aim in aims(tables_of(cells)) if "overloaded" in aim.what]
+    assert [aim.met for aim in met] == [True, True]
+    assert "9.00×" in met[0].found
+
+
+def test_page_and_document_stand_with_what_there_is() -> None:
+    for cells in (CELLS, CELLS[:1], CELLS[4:5]):
+        tables = tables_of(cells)
+        assert "Plotly.newPlot(" in render(tables)
+        text = document(cells, [], "the command")
+        assert "`the command`" in text
+        assert "shape, azure_conv" in text
+        assert "nexus bench benchmarks/shapes/shape --load-format dummy" in text
+    assert "not run" in document(CELLS[:1], [], "x")
+
+
+def test_the_document_has_its_tables_from_the_committed_results(tmp_path: Path) -> None:
+    """The script runs on what is committed, and replaces its own part alone."""
+    spec = importlib.util.spec_from_file_location("results", ROOT / "scripts" / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{script.BEGIN}old\n{script.END}after\n")
+    script.put(page, "new")
+    assert page.read_text() == f"before\n{script.BEGIN}\nnew\n{script.END}after\n"
+    committed = (ROOT / "docs" / "results.md").read_text()
+    assert script.BEGIN in committed
+    assert script.END in committed
+    files = sorted((ROOT / "benchmarks" / "results").rglob("*.jsonl"))[:1]
+    assert "Predicted and measured" in script.tables(files)
