@@ -6,7 +6,6 @@ from nexus.planner.simulate import Run
 from nexus.planner.spread import Spread
 from nexus.planner.table import Bounds
 
-
 _NOTHING = Spread(0.0, 0.0, 0.0, 0.0)
 
 
