@@ -57,6 +57,11 @@ def left_behind(path: Path) -> set[Process]:
     return family(noted, state["marker"])
 
 
+def clean_up(path: Path) -> None:
+    """End and remove what a killed run left; raises PartitionError while another run is on."""
+    RunFolder.open(path).close(keep_logs=False)
+
+
 def check_folder(path: Path) -> None:
     """Raise PartitionError when this folder could not be a run's."""
     if len(os.fsencode(path)) > _LONGEST:

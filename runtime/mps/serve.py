@@ -20,6 +20,7 @@ from nexus.planner.table import Plan, read_plan
 from nexus.profiles.schema import Machine
 from nexus.runtime.machine import check_machine, check_model, check_software, this_machine
 from nexus.runtime.mps.daemon import MpsDaemon, find_control
+from nexus.runtime.mps.folder import clean_up, default_folder
 from nexus.runtime.mps.part import Part, PartError, Recipe
 from nexus.runtime.mps.processes import end, look, send, wait_until
 from nexus.runtime.mps.recipes import (
@@ -63,15 +64,17 @@ def serve(
     plan = _plan_for(model, table, force)
     check_options(options)
     arguments = parse_serve(model, options)
-    check_port(arguments.host, arguments.port)
     check_installed(programs)
     find_control(programs.control)
+    folder = folder or default_folder()
+    clean_up(folder)  # first, for it may be what has the port
+    check_port(arguments.host, arguments.port)
     names = arguments.served_model_name or [model]
     address = Address(arguments.host, arguments.port, names[0])
     run(make_recipes(model, options, plan, address, programs), say, programs.control, folder)
 
 
-def run(recipes: Recipes, say: Say, control: str, folder: Path | None = None) -> None:
+def run(recipes: Recipes, say: Say, control: str, folder: Path) -> None:
     """Run the parts until SIGINT, SIGTERM or SIGHUP; raises as ``serve`` and ``MpsDaemon``."""
     with _stop_signals() as stop, MpsDaemon(folder, control) as daemon:
         Server(daemon, recipes, stop, say).run()

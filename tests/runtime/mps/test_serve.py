@@ -119,9 +119,8 @@ def commands(table: Path, tiny_model: Path, environment: dict[str, str]) -> Iter
 
 
 def _start(
-    commands: list[Command], model: Path, table: Path, environment: dict[str, str]
+    commands: list[Command], model: Path, table: Path, environment: dict[str, str], port: int
 ) -> Command:
-    port = free_ports(1)[0]
     words = [str(model), "--table", str(table), "--partitioner", "mps", "--port", str(port)]
     process = subprocess.Popen(
         [sys.executable, "-m", "nexus.cli", "serve", *words, "--no-enable-prefix-caching"],
@@ -169,7 +168,8 @@ def test_the_kv_goes_over_and_a_kill_leaves_nothing_for_long(
 ) -> None:
     pytest.importorskip("nixl")
     pytest.importorskip("vllm_router")
-    first = _start(commands, tiny_model, table, environment)
+    (port,) = free_ports(1)
+    first = _start(commands, tiny_model, table, environment, port)
     prefill, decode, _ = first.wait_until_serving()
     decode_port = int(decode.split(":")[2].split("/")[0])
     for length in (5, 40, 200):  # less than a block, some blocks, several chunks
@@ -188,7 +188,7 @@ def test_the_kv_goes_over_and_a_kill_leaves_nothing_for_long(
     first.process.kill()
     first.process.wait()
     assert any(map(runs, left))
-    second = _start(commands, tiny_model, table, environment)
+    second = _start(commands, tiny_model, table, environment, port)  # which the first's router has
     second.wait_until_serving()
     assert not any(map(runs, left))
     assert not [path for path in memory if path.exists()]
