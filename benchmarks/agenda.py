@@ -1,7 +1,7 @@
 """What to measure and in which order: the systems that decide first."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.results import Cell
@@ -16,7 +16,8 @@ _AROUND = (0.5, 0.8, 1.2)
 class Grid:
     """What the user asked for.
 
-    ``rates`` are measured in any case, () for those that the search wants alone.
+    ``rates`` are measured in any case, () for those that the search wants alone; workloads
+    have rates of their own besides (``own_rates``), and those in ``fixed`` no others.
     ``plan_for`` are the bounds that plans are made for, () for all of ``objectives``; each
     plan serves the bounds that it is the loosest for, of those that imply them.
     ``plan_on`` is the workload that plans are made for, None for each its own.
@@ -30,6 +31,17 @@ class Grid:
     search: bool = True
     plan_for: tuple[Objective, ...] = ()
     plan_on: str | None = None
+    own_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+
+    def rates_of(self, workload: str) -> tuple[float, ...]:
+        """What is measured of ``workload`` in any case."""
+        own = self.own_rates.get(workload, ())
+        return own if workload in self.fixed else (*self.rates, *own)
+
+    def searches(self, workload: str) -> bool:
+        """Whether crossings are looked for there."""
+        return self.search and workload not in self.fixed
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ def plan_serving(objective: Objective, made_for: Iterable[Objective]) -> Objecti
 
 
 def wanted_rates(grid: Grid, burst_per_s: float | None) -> tuple[float, ...]:
-    """The rates that every system is measured at; none while there is nothing to go by."""
+    """The rates around a burst's, where none were asked for; () while nothing tells."""
     if grid.rates or burst_per_s is None:
         return grid.rates
     return tuple(on_grid(share * burst_per_s) for share in _AROUND)
@@ -109,16 +121,15 @@ def next_cell(
     """The (rate, repeat) of a workload to measure next; None when all is done there.
 
     ``measured`` are the deployment's cells of the workload in their present setting,
-    ``rates`` are to be measured in any case, ``expected`` is where crossings are. The
-    search goes by first runs alone: repeats then show how sure the crossing is, and cannot
-    send it astray.
+    ``rates`` are to be measured in any case, crossings of ``objectives`` to be found, near
+    where they are ``expected``. The search goes by first runs alone: repeats then show how
+    sure the crossing is, and cannot send it astray.
     """
     first_runs = [cell for cell in measured if cell.key.repeat == 0]
     done = {(cell.key.rate, cell.key.repeat) for cell in measured}
     for rate in rates:
         if (rate, 0) not in done:
             return rate, 0
-    objectives = objectives if grid.search else ()
     for objective in objectives:
         start = expected.get(objective) or (sorted(rates)[len(rates) // 2] if rates else None)
         if start is not None:

@@ -24,7 +24,10 @@ def bench(
     ] = "",
     workloads: Annotated[
         str,
-        typer.Option(help="azure_conv, azure_code, long-documents, arxiv, mixed, random:IN:OUT."),
+        typer.Option(
+            help="azure_conv, azure_code, long-documents, arxiv, mixed, random:IN:OUT; +4/16 "
+            "adds rates to one, @14 has it at that rate alone."
+        ),
     ] = "",
     rates: Annotated[
         str, typer.Option(help="Requests/s, as 8,16,24; else around what a burst is served at.")
@@ -70,6 +73,7 @@ def bench(
     """
     from nexus.benchmarks.command import Words, job_of, make_plans, quick_job
     from nexus.benchmarks.page import write_page
+    from nexus.benchmarks.results import all_cells
     from nexus.benchmarks.run import bench
 
     if only_page is not None:
@@ -107,7 +111,11 @@ def bench(
             typer.echo(f"{make_plans(job, Path(folder), say)} plans in {plans}")
             return
         results, whole = bench(job, Path(folder), say)
-    drawn = f" and {write_page(results)}" if find_spec("plotly") else "; no plotly, so no page"
-    typer.echo(f"wrote {results}{drawn}")
+    if not all_cells(results):
+        typer.echo("nothing was measured")
+    elif find_spec("plotly"):
+        typer.echo(f"wrote {results} and {write_page(results)}")
+    else:
+        typer.echo(f"wrote {results}; no plotly, so no page")
     if not whole:
         raise typer.Exit(1)

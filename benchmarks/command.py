@@ -65,15 +65,18 @@ def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
     chosen = systems_called(systems)
     if source is None and any(system.sharing for system in chosen):
         raise UserError("Nexus systems need --profile or --table")
+    loads = _loads(words.workloads or "azure_conv,long-documents")
     grid = Grid(
         systems=chosen,
-        workloads=_workloads(words.workloads or "azure_conv,long-documents"),
+        workloads=tuple(load.name for load in loads),
         objectives=_objectives(words.bounds, plan),
         rates=_rates(words.rates),
         repeats=words.repeats,
         search=words.search,
         plan_for=_objectives(words.plan_for, None) if words.plan_for else (),
-        plan_on=_workloads(words.plan_on)[0] if words.plan_on else None,
+        plan_on=_loads(words.plan_on)[0].name if words.plan_on else None,
+        own_rates={load.name: load.rates for load in loads},
+        fixed=frozenset(load.name for load in loads if load.fixed),
     )
     unserved = set(grid.objectives) - {one for served in planned(grid).values() for one in served}
     if unserved and any(system.sharing for system in chosen) and plan is None:
@@ -215,11 +218,26 @@ def _measure_profile(model: str, options: tuple[str, ...], to: Path) -> None:
         raise UserError(f"profiling failed: {lines[-1].removeprefix('nexus: ')}")
 
 
-def _workloads(names: str) -> tuple[str, ...]:
-    chosen = tuple(filter(None, (name.strip() for name in names.split(","))))
-    for name in chosen:
+@dataclass(frozen=True)
+class _Load:
+    """A workload with rates of its own; ``fixed``: with no others, and no search."""
+
+    name: str
+    rates: tuple[float, ...] = ()
+    fixed: bool = False
+
+
+def _loads(names: str) -> tuple[_Load, ...]:
+    """From ``azure_conv+4/16,long-documents,mixed@14``; raises UserError."""
+    loads = []
+    for text in filter(None, (name.strip() for name in names.split(","))):
+        name, mark, own = (*re.split(r"([+@])", text, maxsplit=1), "", "")[:3]
         workload(name)
-    return chosen
+        rates = _rates(own.replace("/", ","))
+        if mark and not rates:
+            raise UserError(f"workload {text!r}: no rate follows {mark}")
+        loads.append(_Load(name, rates, mark == "@"))
+    return tuple(loads)
 
 
 def _objectives(bounds: str, plan: Plan | None) -> tuple[Objective, ...]:

@@ -55,7 +55,7 @@ class Preparations:
 
     def expected(self, ready: Ready, workload: str) -> dict[Objective, float]:
         """Where its goodput is expected at each of its bounds; empty if nothing says."""
-        if not self._job.grid.search:
+        if not self._job.grid.searches(workload):
             return {}
         who = Candidate(ready.deployment.system, ready.plan, ready.used.hash if ready.used else "")
         found = {

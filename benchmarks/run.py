@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -72,7 +74,7 @@ class Bench:
         self, ready: Ready, workload: str, expected: dict[Objective, float]
     ) -> tuple[float | None, int] | None:
         grid = self._job.grid
-        rates: tuple[float, ...] = grid.rates
+        rates = grid.rates_of(workload)
         if not rates and not expected:
             burst_per_s = self._burst_per_s(workload)
             if burst_per_s is None:
@@ -84,7 +86,8 @@ class Bench:
             if cell.key == self._key(ready, workload, cell.key.rate, cell.key.repeat)
             and cell.setting == self._setting(ready, workload, cell.key.rate, cell.key.repeat)
         ]
-        return next_cell(grid, ready.deployment.objectives, measured, rates, expected)
+        objectives = ready.deployment.objectives if grid.searches(workload) else ()
+        return next_cell(grid, objectives, measured, rates, expected)
 
     def _burst_per_s(self, workload: str) -> float | None:
         """What any system served a burst at, on this machine and with this model."""
@@ -208,6 +211,7 @@ def bench(job: Job, folder: Path, say: Callable[[str], None]) -> tuple[Path, boo
 
     ``folder`` is for plans, traces and logs.
     """
+    signal.signal(signal.SIGTERM, _terminated)  # a server must not outlive its benchmark
     prepare()
     runner = Bench(job, folder, say)
     say(f"results go to {runner.store.path}")
@@ -216,6 +220,10 @@ def bench(job: Job, folder: Path, say: Callable[[str], None]) -> tuple[Path, boo
     except OutOfTimeError as stop:
         say(str(stop))
     return runner.store.path, not runner.failed
+
+
+def _terminated(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def _told(cell: Cell) -> str:

@@ -104,3 +104,12 @@ def test_systems_have_names() -> None:
     for name in ("vllm-513", "", " , "):
         with pytest.raises(UserError, match="no system"):
             systems_called(name)
+
+
+def test_a_workload_has_rates_of_its_own() -> None:
+    own = {"arxiv": (4.0,), "mixed": (14.0,)}
+    grid = replace(GRID, rates=(8.0,), own_rates=own, fixed=frozenset({"mixed"}))
+    assert (grid.rates_of("arxiv"), grid.rates_of("mixed")) == ((8.0, 4.0), (14.0,))
+    assert grid.searches("arxiv")
+    assert not grid.searches("mixed")
+    assert next_cell(grid, (), [measured(14.0, 0, 1.0)], (14.0,), {}) == (14.0, 1)

@@ -32,6 +32,8 @@ def bench(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (("--bounds", "500"), "bounds"),
         (("--rates", "8,x"), "rates"),
         (("--workloads", "arxiv,nonsense"), "no workload"),
+        (("--workloads", "arxiv@"), "no rate"),
+        (("--part", "../gpu0"), "--part"),
         (("--profile", "nowhere.yaml"), "No such file"),
         (("--port", "8000"), "--port is set by the systems"),
         (("--max-num-batched-tokens=512",), "--max-num-batched-tokens is set by the systems"),
