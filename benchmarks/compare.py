@@ -45,28 +45,32 @@ class Table:
         return crossing(shares) if shares else None
 
     def best_stock(self, objective: Objective) -> tuple[str, Crossing] | None:
-        """The stock setting with the highest goodput."""
+        """The stock setting with the highest goodput, or the one that may have it."""
         found = [(name, self.crossing(name, objective)) for name in STOCK if name in self.systems]
         there = [(name, edge) for name, edge in found if edge is not None]
-        return max(there, key=lambda pair: pair[1].estimate, default=None)
+        return max(there, key=_most, default=None)
 
     def ratio(self, system: str, objective: Objective) -> float | None:
-        """Its goodput over the best stock setting's; None where either is unknown.
+        """Its goodput over the best stock setting's, at the least; None where unknown.
 
-        Where the stock search found no sustained rate or no end, the ratio is not known.
+        What is not bracketed to neighbours counts with the end of its bracket that is worse
+        for the ratio.
         """
         own, best = self.crossing(system, objective), self.best_stock(objective)
-        if own is None or best is None or best[1].estimate <= 0 or best[1].above is None:
+        if own is None or best is None or not best[1].at_most or not own.at_least:
             return None
-        return own.estimate / best[1].estimate
+        return own.at_least / best[1].at_most
 
     def told_ratio(self, system: str, objective: Objective) -> str:
-        """``ratio`` in words: ``≥`` where the system's own search found no end."""
-        ratio, own = self.ratio(system, objective), self.crossing(system, objective)
-        if ratio is None or own is None:
+        """``ratio`` in words: ``≥`` where a bracket is open."""
+        ratio, own, best = (
+            self.ratio(system, objective),
+            self.crossing(system, objective),
+            self.best_stock(objective),
+        )
+        if ratio is None or own is None or best is None:
             return ""
-        mark = "≥ " if own.above is None else ""
-        return f"{mark}{ratio:.2f}×"
+        return f"{'' if own.found and best[1].found else '≥ '}{ratio:.2f}×"
 
     def at_same_rate(self, system: str, other: str) -> list[tuple[Cell, Cell]]:
         """Runs of both on the very same requests."""
@@ -76,6 +80,11 @@ class Table:
             for cell in self.cells
             if cell.key.system == system and _which(cell) in theirs
         ]
+
+
+def _most(pair: tuple[str, Crossing]) -> tuple[float, float]:
+    edge = pair[1]
+    return (float("inf") if edge.at_most is None else edge.at_most), edge.estimate
 
 
 def _which(cell: Cell) -> tuple[float | None, int, str]:

@@ -56,7 +56,8 @@ def _preface(tables: Sequence[Table], shown: str) -> str:
         f"gap between two tokens; bounds are TTFT / TBT p95 of a request, or TTFT / TPOT. Goodput "
         f"is the rate, in requests a second, up to which at least {GOOD_SHARE:.0%} of all requests "
         f"meet both bounds: a measured crossing between two neighbouring rates, interpolated. "
-        f"`8 to 16` is a bracket not closed, `≥` and `<` one that was not found.\n\n"
+        f"`8 to 16` is a bracket not closed, `≥` and `<` one that was not found; "
+        f"ratios then take its worse end.\n\n"
         f"The tables below are what `{shown}` prints."
     )
 

@@ -101,7 +101,7 @@ def _make(profile: Profile, source: str, max_model_len: int, kind: Kind) -> Plan
     lengths = lengths_of(workload, max_model_len)
     by = Provenance(
         created=now(),
-        command=_command(source, max_model_len, kind),
+        command=_command(profile.model.name, source, max_model_len, kind),
         software=dict(profile.provenance.software),
     )
     try:
@@ -110,11 +110,11 @@ def _make(profile: Profile, source: str, max_model_len: int, kind: Kind) -> Plan
         return error
 
 
-def _command(source: str, max_model_len: int, kind: Kind) -> str:
+def _command(model: str, source: str, max_model_len: int, kind: Kind) -> str:
     """What makes this very plan again, and no other."""
     sharing, objective, workload = kind
     system = next(system.name for system in SYSTEMS.values() if system.sharing == sharing)
-    words = ["nexus", "bench", "--only-plans", "--profile", source, "--plans", "plans"]
+    words = ["nexus", "bench", model, "--only-plans", "--profile", source, "--plans", "plans"]
     words += ["--systems", system, "--bounds", objective.name, "--workloads", workload]
     return shlex.join([*words, "--max-model-len", str(max_model_len)])
 

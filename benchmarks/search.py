@@ -39,6 +39,16 @@ class Crossing:
             return False
         return self.goodput == 0.0 or index_of(self.above) - index_of(self.goodput) <= 1
 
+    @property
+    def at_least(self) -> float:
+        """What goodput is surely not below, as far as was measured."""
+        return self.estimate if self.found else self.goodput
+
+    @property
+    def at_most(self) -> float | None:
+        """What goodput is surely not above; None where nothing says."""
+        return self.estimate if self.found and self.goodput else self.above
+
     def __str__(self) -> str:
         """Such as ``16``, ``8 to 16``, ``≥ 16`` and ``< 2``; in requests per second."""
         if self.above is None:

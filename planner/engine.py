@@ -93,7 +93,7 @@ class ImaginedEngine:
 
     def _next_prompt(self) -> Sequence | None:
         """The prompt to go on with; a waiting one is started when there is room for it."""
-        partial = min(self._partial, key=_rank_of, default=None)
+        partial = min(self._partial, key=rank_of, default=None)
         if not self._waiting or not self._has_room_for(self._waiting[0][2]):
             return partial
         if partial is not None and (self.stock or partial.rank <= self._waiting[0][0]):
@@ -209,5 +209,6 @@ class ImaginedEngine:
         self.events.append(Event(lane, mode.name, start_s, end_s, chunk, batch))
 
 
-def _rank_of(sequence: Sequence) -> float:
+def rank_of(sequence: Sequence) -> float:
+    """Where it stands in line: the lowest first."""
     return sequence.rank

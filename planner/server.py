@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from heapq import heappop
 
-from nexus.planner.engine import Chooser, ImaginedEngine
+from nexus.planner.engine import Chooser, ImaginedEngine, rank_of
 from nexus.planner.lane import ImaginedLane
 from nexus.planner.sequence import Patience, Sequence
 from nexus.planner.serving import MIN_LANE_TOKENS
@@ -171,7 +171,7 @@ class ImaginedServer(ImaginedEngine):
 
     def _next_prompt(self) -> Sequence | None:
         if self._lane_only:
-            return min(self._partial, key=_rank_of, default=None)
+            return min(self._partial, key=rank_of, default=None)
         return super()._next_prompt()
 
     def _hand_over(self) -> None:
@@ -193,16 +193,17 @@ class ImaginedServer(ImaginedEngine):
 
     def _launch(self, mode: Mode, chunk: int, context: float, completes: list[Sequence]) -> None:
         serving, times, batch, kv = self._serving, self.times, self._batch, self._decode_kv
-        whole_ms = times.step_ms(chunk, context, batch, kv) + self._uneven_ms(chunk > 0)
+        base_ms = times.step_ms(chunk, context, batch, kv)
+        whole_ms = base_ms + self._uneven_ms(chunk > 0)
         limit = self.limits.max_num_batched_tokens
         if batch > limit:  # not all decodes fit in one step
             whole_ms *= batch / limit
-        alone_ms = base_ms = whole_ms
+        alone_ms = whole_ms
         if self._lane.num_prompts or self._lane.passes:
-            base_ms = times.step_ms(0, 0.0, batch, kv) if chunk else whole_ms
+            base_ms = times.step_ms(0, 0.0, batch, kv) if chunk else base_ms
             in_force = self._lane_mode
             if in_force is not None and in_force.mode == "split" and batch and not chunk:
-                alone_ms += times.lane(in_force).decode_alone(0, 0.0, batch, kv) - whole_ms
+                alone_ms += times.lane(in_force).decode_alone(0, 0.0, batch, kv) - base_ms
         ready_s = self.now + serving.schedule_ms / 1e3
         graphs = chunk + batch <= serving.graph_tokens or not chunk
         launch_ms = serving.launch_ms if graphs else serving.eager_ms
@@ -273,7 +274,3 @@ def _chunk_beside_lane(plan: Plan | None) -> int:
     modes = plan.modes.values()
     fused = [mode.chunk for mode in modes if mode.mode == "fused"]
     return min(fused, default=max(mode.chunk for mode in modes))
-
-
-def _rank_of(sequence: Sequence) -> float:
-    return sequence.rank

@@ -59,10 +59,18 @@ def test_goodput_is_compared_with_the_best_stock_setting() -> None:
     assert best[0] == "vllm-default"
     assert best[1].estimate == pytest.approx(8.1)
     assert table.ratio("nexus-spf-plan", TIGHT) == pytest.approx(16.5 / 8.1)
+    assert table.told_ratio("nexus-spf-plan", TIGHT) == "2.04×"
     # No plan was made for these bounds: the one that implies them counts.
     assert table.ratio("nexus-spf-plan", LOOSE) == pytest.approx(16.5 / 8.1)
     assert table.crossing("nexus-fcfs-plan", TIGHT) is None
     assert table.told_ratio("nexus-fcfs-plan", TIGHT) == ""
+
+
+def test_an_open_bracket_counts_with_its_worse_end() -> None:
+    wide = [run("vllm-default", 4.0, 1.0, 40.0), run("vllm-default", 12.0, 0.5, 60.0)]
+    (table,) = tables_of(wide + CELLS[4:])
+    assert table.ratio("nexus-spf-plan", TIGHT) == pytest.approx(16.5 / 12.0)
+    assert table.told_ratio("nexus-spf-plan", TIGHT) == "≥ 1.38×"
 
 
 def test_a_bracket_without_an_end_gives_no_ratio() -> None:
