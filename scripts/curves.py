@@ -4,6 +4,7 @@ Every figure in docs/h200.md is a line of this script's output.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -91,16 +92,20 @@ def sharing(profile: Profile) -> Iterator[str]:
     """At each shared mode's TBT: its prefill rate over chunked prefill's at the same TBT."""
     measured = profile.measured
     loads = sorted({(s.decode_batch, s.decode_context) for s in measured if s.mode == "split"})
+    shared = [s for s in measured if s.mode in ("split", "overlap") and not s.prefill_context]
+    chunk, _ = Counter(s.chunk for s in shared).most_common(1)[0]
+    yield f"Chunks of {chunk} tokens."
+    yield ""
     rows = []
     for load in loads:
         fused = _fused_frontier(measured, load)
         if len(fused) < 2:
             continue
         gains = []
-        for s in measured:
-            if s.mode in ("split", "overlap") and _is(s, load) and s.chunk == 2048:
+        for s in shared:
+            if _is(s, load) and s.chunk == chunk:
                 at_same_tbt = _interpolate(fused, s.decode_ms or 0.0)
-                if at_same_tbt and not s.prefill_context:
+                if at_same_tbt:
                     name = f"{s.mode} {s.prefill_sms}"
                     gains.append((_rate(s) / at_same_tbt, s.decode_ms or 0.0, name, _rate(s)))
         if gains:
