@@ -27,7 +27,7 @@ def plan(h200_profile) -> Plan:
 def test_the_plan_is_not_worse_than_what_it_was_played_against(plan):
     said = plan.prediction
     assert said.capacity_per_s >= 0.97 * said.best_fixed_capacity_per_s
-    assert said.capacity_per_s > 1.1 * said.baseline_capacity_per_s
+    assert said.capacity_per_s > 1.05 * said.baseline_capacity_per_s
     assert said.binding == "TBT"
 
 
