@@ -144,7 +144,7 @@ def mode_times(
     alone, alone_outside = model.prefill_curve(partition).predict(shape)
     return (
         np.where(both, prefill, alone),
-        np.where(both, decode, fused) + decode_more,
+        np.where(both, decode, fused) + more,
         np.where(both, shared_outside, np.where(shape.chunk > 0, alone_outside, outside)),
     )
 

@@ -1,9 +1,10 @@
 """The prefill lane in virtual time: prompts by rank, and passes on the device beside the steps."""
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
 
+from nexus.planner.passes import pass_sizes
 from nexus.planner.sequence import Sequence
 from nexus.planner.serving import MAX_PASSES, PASSES_AHEAD
 from nexus.planner.steptimes import StepTimes
@@ -26,9 +27,11 @@ class Pass:
 class ImaginedLane:
     """Up to ``MAX_PASSES`` passes at once, first in, first out."""
 
-    def __init__(self, times: StepTimes) -> None:
-        """Nothing on it."""
+    def __init__(self, times: StepTimes, *, padded: bool) -> None:
+        """Nothing on it; ``padded``: passes are CUDA graphs, each of some size."""
         self._times = times
+        self._padded = padded
+        self._sizes: dict[int, list[int]] = {}
         self._queue: list[Sequence] = []
         self.passes: deque[Pass] = deque()
         self.past: deque[Pass] = deque()  # over for the host, maybe not for a step's duration
@@ -79,11 +82,20 @@ class ImaginedLane:
         lane = self._times.lane(mode)
         timer = lane.prefill if batch else lane.prefill_alone
         start_s = max(at_s, self.free_s)
-        seconds = timer(chunk, context, batch, kv) / 1e3
+        seconds = timer(self._computed(chunk, mode), context, batch, kv) / 1e3
         self.free_s = max(start_s + seconds, launched_s)
         made = Pass(start_s, self.free_s, mode, chunk, context, parts, completes)
         self.passes.append(made)
         return made
+
+    def _computed(self, tokens: int, mode: Mode) -> int:
+        """What a pass of so many tokens computes, its padding included."""
+        if not self._padded:
+            return tokens
+        if mode.chunk not in self._sizes:
+            self._sizes[mode.chunk] = pass_sizes(mode.chunk)
+        sizes = self._sizes[mode.chunk]
+        return sizes[bisect_left(sizes, tokens)]
 
     def over(self, by_s: float) -> list[Sequence]:
         """Take the passes that end ``by_s`` away; the prompts that end with them."""

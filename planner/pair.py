@@ -157,11 +157,11 @@ class DecodeEngine(ImaginedEngine):
         serving, lane = self._serving, self.times.lane(self._mode)
         batch, kv = self._batch, self._decode_kv
         alone = lane.decode_alone(0, 0.0, batch, kv) if batch else 0.0
-        beside = prefill.chunk and prefill.started_s <= self.now < prefill.now
+        beside = bool(prefill.chunk) and prefill.started_s <= self.now < prefill.now
         if batch and beside:
             alone = max(alone, lane.decode(prefill.chunk, prefill.context, batch, kv))
         host_ms = serving.schedule_ms + serving.launch_ms + serving.result_ms
-        return max(alone + self._uneven_ms(fused=False), host_ms)
+        return max(alone + self._uneven_ms(fused=beside), host_ms)
 
     def _land(self, prefill: PrefillEngine) -> None:
         """Let those decode whose KV is there."""

@@ -69,7 +69,7 @@ class ImaginedServer(ImaginedEngine):
             record=record,
             patience=patience,
         )
-        self._lane = ImaginedLane(times)
+        self._lane = ImaginedLane(times, padded=self._serving.pads)
         self._flight: deque[_Step] = deque()
         self._device_s = 0.0
         self._beside = _chunk_beside_lane(plan)
@@ -201,6 +201,8 @@ class ImaginedServer(ImaginedEngine):
         alone_ms = whole_ms
         if self._lane.num_prompts or self._lane.passes:
             base_ms = times.step_ms(0, 0.0, batch, kv) if chunk else base_ms
+            # Beside a pass, as in a step with prompt tokens, the longest context costs more.
+            whole_ms += self._uneven_ms(fused=True) - self._uneven_ms(chunk > 0)
             in_force = self._lane_mode
             if in_force is not None and in_force.mode == "split" and batch and not chunk:
                 alone_ms += times.lane(in_force).decode_alone(0, 0.0, batch, kv) - base_ms

@@ -24,15 +24,16 @@ class Serving:
     ``schedule_ms``: the host's work on a step before its first kernel; ``launch_ms``: after
     that, where CUDA graphs hold the step (up to ``graph_tokens``), else ``eager_ms``;
     ``result_ms``: from a step's end until the next one is scheduled. ``pass_ms``: the host's
-    work on a pass of the prefill lane. ``foresees``: whether a prompt goes into the step that
-    follows its last pass before that pass is over.
+    work on a pass of the prefill lane, which ``pads`` says is padded to a CUDA graph's size.
+    ``foresees``: whether a prompt goes into the step that follows its last pass before that
+    pass is over.
 
     ``intake_ms``: from a client's sending to the scheduler; ``reply_ms``: from a step's end
     to the client, and ``reply_token_ms`` more for each token that goes out with it.
 
     ``uneven_fused_ms``, ``uneven_decode_ms``: what each 1,000 tokens by which the longest
-    decode's context exceeds the mean add to a step with prompt tokens, and to one without:
-    attention gives a sequence's head to one SM, and the last one to end decides.
+    decode's context exceeds the mean add to a step with prompt tokens in it or beside it, and
+    to one without: attention gives a sequence's head to one SM, and the last to end decides.
     """
 
     ahead: int = 0
@@ -42,6 +43,7 @@ class Serving:
     graph_tokens: int = 0
     result_ms: float = 0.0
     pass_ms: float = 0.0
+    pads: bool = False
     foresees: bool = False
     intake_ms: float = 0.0
     reply_ms: float = 0.0
@@ -60,6 +62,7 @@ _GPU = Serving(
     graph_tokens=512,
     result_ms=0.3,
     pass_ms=1.0,
+    pads=True,
     foresees=True,
     intake_ms=1.5,
     reply_ms=1.0,

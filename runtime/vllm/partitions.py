@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from nexus.errors import PartitionError
+from nexus.planner.passes import pass_sizes
 from nexus.planner.table import Mode, Plan
 from nexus.runtime.partition.green import GreenContexts, Lanes
 from nexus.runtime.vllm.decode import DecodeLane
 from nexus.runtime.vllm.driver import Launcher
 from nexus.runtime.vllm.foresight import Foresight, TimedPass
-from nexus.runtime.vllm.graph_sizes import graph_sizes, pass_sizes
+from nexus.runtime.vllm.graph_sizes import graph_sizes
 from nexus.runtime.vllm.lane import PrefillLane
 from nexus.runtime.vllm.lane_queue import Pass
 from nexus.runtime.vllm.rows import Row

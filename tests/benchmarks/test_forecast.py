@@ -18,6 +18,7 @@ PROFILE = ROOT / "profiles" / "h200" / "llama-3.1-8b.yaml"
 RESULTS = ROOT / "benchmarks" / "results" / "h200"
 PLAN = RESULTS / "azure_conv-500-15.plan.yaml"
 MEASURED = RESULTS / "azure_conv-16.jsonl"
+PLANNED = RESULTS / "llama-3.1-8b_nvidia-h200--gpu2.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +60,15 @@ def test_stock_vllm_is_predicted() -> None:
     """Both stock runs on an H200, of which one was not fitted."""
     pairs = Predictor([PROFILE], [PLAN]).pairs(read_cells(MEASURED))
     errors = {pair.cell.key.system: pair for pair in pairs}
-    assert len(pairs) == 3
+    assert len(pairs) == 2
     for name in ("vllm-default", "vllm-512"):
         assert errors[name].good, errors[name].errors
         assert not errors[name].busy
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    cells = list(read_cells(MEASURED))
-    assert len(Predictor([PROFILE], []).pairs(cells)) == 2
-    assert Predictor([], [PLAN]).pairs(cells) == []
+    cells = list(read_cells(PLANNED))
+    plans = sorted((RESULTS / "plans").glob("*.yaml"))
+    assert len(Predictor([PROFILE], plans).pairs(cells[:2])) == 2
+    assert Predictor([PROFILE], []).pairs(cells[:2]) == []  # each served with a plan
+    assert Predictor([], plans).pairs(cells[:2]) == []

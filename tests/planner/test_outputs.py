@@ -39,8 +39,8 @@ def test_few_partitions_are_used(h200_profile, plan):
     assert none.prediction.capacity_per_s <= plan.prediction.capacity_per_s * 1.02
 
 
-def test_the_verdict_says_where_sharing_pays(h200_profile, plan):
-    text = describe(plan, h200_profile)
+def test_the_verdict_says_where_sharing_pays(h200_profile):
+    text = describe(make_plan(h200_profile, Bounds(500.0, 20.0), WORKLOAD), h200_profile)
     assert re.search(r"Sharing \(.*(split|overlap)-\d+.*\) pays in \d+% of the states", text)
     assert "the TBT bound is what limits it" in text
 
@@ -69,7 +69,8 @@ def test_the_papers_policy_needs_splits(cpu_profile):
         make_plan(cpu_profile, Bounds(9000.0, 250.0), WORKLOAD, policy="nexus-paper")
 
 
-def test_pdmux_yaml_is_what_sglang_reads(plan):
+def test_pdmux_yaml_is_what_sglang_reads(h200_profile):
+    plan = make_plan(h200_profile, Bounds(2000.0, 50.0), WORKLOAD)
     text = export_pdmux(plan)
     said = yaml.safe_load(text)
     assert said["sm_group_num"] == len(said["manual_divisions"]) + 2

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus.planner.passes import pass_sizes
 from nexus.planner.table import Mode, Plan, read_plan
-from nexus.runtime.vllm.graph_sizes import MAX_GRAPHS, graph_sizes, pass_sizes
+from nexus.runtime.vllm.graph_sizes import MAX_GRAPHS, graph_sizes
 
 STOCK = [1, 2, 4, *range(8, 257, 8)]
 SPLIT = Mode("split", 96, prefill_sms=1, decode_sms=1)
