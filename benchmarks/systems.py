@@ -39,10 +39,16 @@ class System:
         return words
 
 
+_SEQUENCES = 512  # that a server of a profile's settings decodes at most
+
+
 def _stock(budget: int | None) -> System:
     if budget is None:
         return System("vllm-default")
-    return System(f"vllm-{budget}", ("--max-num-batched-tokens", str(budget)))
+    options: tuple[str, ...] = ("--max-num-batched-tokens", str(budget))
+    if budget < _SEQUENCES:  # vLLM wants room for a token of every sequence
+        options += ("--max-num-seqs", str(budget))
+    return System(f"vllm-{budget}", options)
 
 
 def _nexus(order: PrefillOrder, sharing: Sharing) -> System:
