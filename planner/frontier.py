@@ -143,7 +143,7 @@ def mode_times(
     prefill, decode, shared_outside = model.together(partition, shape)
     alone, alone_outside = model.prefill_curve(partition).predict(shape)
     return (
-        np.where(both, prefill, alone),
+        np.where(both, prefill, alone) + serving.begin_ms * (shape.chunk > 0),
         np.where(both, decode, fused) + more,
         np.where(both, shared_outside, np.where(shape.chunk > 0, alone_outside, outside)),
     )

@@ -82,8 +82,8 @@ class ImaginedLane:
         lane = self._times.lane(mode)
         timer = lane.prefill if batch else lane.prefill_alone
         start_s = max(at_s, self.free_s)
-        seconds = timer(self._computed(chunk, mode), context, batch, kv) / 1e3
-        self.free_s = max(start_s + seconds, launched_s)
+        ms = self._times.serving.begin_ms + timer(self._computed(chunk, mode), context, batch, kv)
+        self.free_s = max(start_s + ms / 1e3, launched_s)
         made = Pass(start_s, self.free_s, mode, chunk, context, parts, completes)
         self.passes.append(made)
         return made

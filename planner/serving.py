@@ -25,6 +25,8 @@ class Serving:
     that, where CUDA graphs hold the step (up to ``graph_tokens``), else ``eager_ms``;
     ``result_ms``: from a step's end until the next one is scheduled. ``pass_ms``: the host's
     work on a pass of the prefill lane, which ``pads`` says is padded to a CUDA graph's size.
+    ``begin_ms``: what the pass takes on the device beyond a profile's, where one follows
+    another: its inputs are copied, and it begins in the midst of decode's kernels.
     ``foresees``: whether a prompt goes into the step that follows its last pass before that
     pass is over.
 
@@ -43,6 +45,7 @@ class Serving:
     graph_tokens: int = 0
     result_ms: float = 0.0
     pass_ms: float = 0.0
+    begin_ms: float = 0.0
     pads: bool = False
     foresees: bool = False
     intake_ms: float = 0.0
@@ -62,6 +65,7 @@ _GPU = Serving(
     graph_tokens=512,
     result_ms=0.3,
     pass_ms=1.0,
+    begin_ms=4.0,
     pads=True,
     foresees=True,
     intake_ms=1.5,
