@@ -271,7 +271,7 @@ def _prediction(pairs: Sequence[Pair]) -> str:
         f"`nexus simulate`'s model of the same requests. Near enough is within "
         f"{MEDIAN_WITHIN:.0%} at the median and {TAIL_WITHIN:.0%} at the 95th percentile, of TTFT "
         f"and of TBT, up to 90 % of the simulated capacity: {sum(p.good for p in judged)} of "
-        f"{len(judged)} runs. What a server adds to a profile's steps was fitted to one run, "
-        "vllm-512 on azure_conv at 16/s."
+        f"{len(judged)} runs. What a server adds to a profile's steps was fitted to vllm-512 "
+        "at 16/s and, what it adds to the lane's passes, to nexus-spf-plan at 4/s, on azure_conv."
     )
     return f"## Predicted and measured\n\n{told}\n\n{markdown(head, rows)}"

@@ -26,8 +26,8 @@ def plan(h200_profile) -> Plan:
 
 @pytest.fixture(scope="module")
 def shared(h200_profile) -> Plan:
-    """Long contexts, where sharing pays in most states."""
-    return make_plan(h200_profile, Bounds(2000.0, 50.0), Workload("means", 4000.0, 400.0))
+    """Long answers, so that many decode and sharing pays."""
+    return make_plan(h200_profile, Bounds(500.0, 20.0), Workload("means", 1155.0, 400.0))
 
 
 def test_the_plan_is_not_worse_than_what_it_was_played_against(plan):
@@ -47,7 +47,8 @@ def test_few_partitions_are_used(h200_profile, plan):
 
 def test_the_verdict_says_where_sharing_pays(h200_profile, shared):
     text = describe(shared, h200_profile)
-    assert re.search(r"Sharing \(.*(split|overlap)-\d+.*\) pays in \d+% of the states", text)
+    somewhere = r"Sharing \(.*(split|overlap)-\d+.*\) pays in \d+% of the states"
+    assert re.search(somewhere + r"|the plan is (split|overlap)-[\d-]+ everywhere", text)
     assert "bound is what limits it" in text
 
 
