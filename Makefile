@@ -55,8 +55,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Two at a time: most tests wait for a process or keep one core busy.
 tests: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-all:
 	$(MAKE) tests VENV=.venv-$(OLDEST_VLLM) VLLM=$(OLDEST_VLLM)

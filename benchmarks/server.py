@@ -29,7 +29,7 @@ class ServerError(EngineError):
 
 @dataclass(frozen=True)
 class Stopped:
-    """How a server ended: seconds from SIGTERM to its exit, and who outlived it."""
+    """How a server ended: seconds from the signal to its exit, and who outlived it."""
 
     seconds: float
     exit_code: int
@@ -88,12 +88,12 @@ class Server:
         except (OSError, http.client.HTTPException):
             return False
 
-    def stop(self) -> Stopped:
-        """Send SIGTERM and wait; then kill whatever is left, the server itself included."""
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> Stopped:
+        """Send a signal and wait; then kill whatever is left, the server itself included."""
         began = time.monotonic()
         family = self._family()
         if self._process.poll() is None:
-            self._process.terminate()
+            self._process.send_signal(how)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_S)
         seconds = time.monotonic() - began

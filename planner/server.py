@@ -6,11 +6,11 @@ With asynchronous scheduling there is always one more: what arrives during a ste
 scheduled in the next but one. A token is out when the host has seen its step's end.
 """
 
-from collections import deque
-from dataclasses import dataclass
 from heapq import heappop
+from math import inf
 
 from nexus.planner.engine import Chooser, ImaginedEngine, rank_of
+from nexus.planner.flight import Flight, Step
 from nexus.planner.lane import ImaginedLane
 from nexus.planner.sequence import Patience, Sequence
 from nexus.planner.serving import MIN_LANE_TOKENS
@@ -19,27 +19,8 @@ from nexus.planner.table import Mode, Plan
 from nexus.profiles.schema import Engine
 from nexus.runtime.policy import PrefillOrder, State
 
+_ALIKE = 64  # steps whose times are taken to grow evenly, as they do where they were measured
 _IDLE_S = 1e-3  # vLLM sleeps as long between steps in which nothing runs
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A launched step; times in seconds.
-
-    ``ready_s``: its first kernel can start; ``launched_s``: its last one is launched.
-    ``alone_s``: what it takes with no pass beside it; ``whole_s``: and with all SMs.
-    ``base_s``: its decodes alone on all SMs.
-    """
-
-    ready_s: float
-    launched_s: float
-    alone_s: float
-    whole_s: float
-    base_s: float
-    chunk: int
-    batch: int
-    kv: float
-    mode: Mode
 
 
 class ImaginedServer(ImaginedEngine):
@@ -70,8 +51,7 @@ class ImaginedServer(ImaginedEngine):
             patience=patience,
         )
         self._lane = ImaginedLane(times, padded=self._serving.pads)
-        self._flight: deque[_Step] = deque()
-        self._device_s = 0.0
+        self._flight = Flight(self._serving, self._lane)
         self._beside = _chunk_beside_lane(plan)
         self._lane_mode: Mode | None = None  # the last that was not fused
         self._lane_only = False  # prompts that suit the lane are not for the step
@@ -80,13 +60,13 @@ class ImaginedServer(ImaginedEngine):
     def run(self, sequences: list[Sequence]) -> bool:
         """Serve them all; False when patience ran out before."""
         self._coming, self._next = sequences, 0
-        while self._next < len(sequences) or self._busy() or self._flight:
+        while self._next < len(sequences) or self._busy() or self._flight.steps:
             if self.patience is not None and self._too_late > self.patience.most:
                 return False
             self._admit(self.now)
             if self._busy():
                 self._turn()
-            elif self._flight:
+            elif self._flight.steps:
                 self._see()
             else:
                 self.now = max(self.now, sequences[self._next].arrival_s)
@@ -114,7 +94,7 @@ class ImaginedServer(ImaginedEngine):
             self._launch(mode, *taken)
         if not self._launch_passes() and not runs:
             self._wait()
-        while len(self._flight) > self._serving.ahead:
+        while self._flight.full:
             self._see()
 
     def _kv_of_running(self) -> int:
@@ -123,18 +103,39 @@ class ImaginedServer(ImaginedEngine):
     def _decode_until_something_happens(self, mode: Mode) -> None:
         """Decode steps up to the next arrival or the next sequence to finish."""
         self._make_room()
-        coming, serving = self._coming, self._serving
-        arrival_s = float("inf")
-        if self._next < len(coming):
-            arrival_s = coming[self._next].arrival_s
-        most, batch, ahead = self.limits.kv_tokens, self._batch, serving.ahead
+        coming, batch, most = self._coming, self._batch, self.limits.kv_tokens
+        arrival_s = coming[self._next].arrival_s if self._next < len(coming) else inf
         while True:
             self._launch(mode, 0, 0.0, [])
-            while len(self._flight) > ahead:
+            while self._flight.full:
                 self._see()
             full = self._kv_used + batch > most and batch > 1
             if self.now >= arrival_s or self._batch != batch or full:
                 return
+            if self.events is None and not self._lane.past:
+                self._decode_alike(mode, arrival_s)
+                if self.now >= arrival_s:
+                    return
+
+    def _decode_alike(self, mode: Mode, until_s: float) -> None:
+        """Decode steps that end no sequence and leave room: only KV tokens tell them apart."""
+        batch, kv = self._batch, self._decode_kv
+        room = int((self.limits.kv_tokens - self._kv_used) / batch) - 1
+        count = min(room, min(self._finishing) - self._launched, _ALIKE)
+        if count < 2 or batch > self.limits.max_num_batched_tokens:
+            return
+        first_s, last_s = (
+            self.times.step_ms(0, 0.0, batch, kv + steps * batch) / 1e3 for steps in (0, count - 1)
+        )
+        alone_s = first_s + self._uneven_ms(fused=False) / 1e3  # of contexts that grow alike
+        like = Step(0.0, 0.0, alone_s, alone_s, first_s, 0, batch, kv, mode)
+        more_s = (last_s - first_s) / (count - 1)
+        ends = self._flight.go_on(self.now, like, more_s, count, until_s)
+        self.now = ends[-1]
+        self.step_ends += ends
+        self._decode_kv += len(ends) * batch
+        self._kv_used += len(ends) * batch
+        self._launched += len(ends)
 
     def _prompts_for(self, mode: Mode) -> int:
         """Let prompts go to the lane or come back; how many prompt tokens a step may have."""
@@ -180,8 +181,8 @@ class ImaginedServer(ImaginedEngine):
         if not lane.passes:
             return
         done = lane.over(self.now)
-        if self._serving.foresees and lane.completing and self._flight:
-            begins_s = self._expected_end()
+        if self._serving.foresees and lane.completing and self._flight.steps:
+            begins_s = self._flight.expected_end()
             done += lane.leaving(begins_s)
             self._after_s = max(self._after_s, lane.left_s)
         for sequence in done:
@@ -212,7 +213,7 @@ class ImaginedServer(ImaginedEngine):
         self.now = ready_s + launch_ms / 1e3
         ready_s, self._after_s = max(ready_s, self._after_s), 0.0
         parts = (alone_ms / 1e3, whole_ms / 1e3, base_ms / 1e3)
-        self._flight.append(_Step(ready_s, self.now, *parts, chunk, batch, kv, mode))
+        self._flight.steps.append(Step(ready_s, self.now, *parts, chunk, batch, kv, mode))
         for sequence in completes:
             sequence.reply_s = self._reply_s(batch + len(completes))
         self._account(completes)
@@ -235,7 +236,7 @@ class ImaginedServer(ImaginedEngine):
 
     def _wait(self) -> None:
         """Nothing can be launched: until a step or a pass ends, or a request comes."""
-        if self._flight:
+        if self._flight.steps:
             self._see()
             return
         next_s = self._lane.passes[0].end_s
@@ -243,30 +244,13 @@ class ImaginedServer(ImaginedEngine):
             next_s = min(next_s, self._coming[self._next].arrival_s)
         self.now = max(self.now, next_s) + _IDLE_S / 2
 
-    def _expected_end(self) -> float:
-        device_s = self._device_s
-        for step in self._flight:
-            device_s = self._end_of(step, device_s)
-        return device_s
-
-    def _end_of(self, step: _Step, device_s: float) -> float:
-        start_s = max(device_s, step.ready_s)
-        lane = self._lane
-        if not (lane.passes or lane.past):
-            return max(start_s + step.alone_s, step.launched_s)
-        end_s = lane.end_of(start_s, step.alone_s, step.whole_s, step.base_s, step.batch, step.kv)
-        return max(end_s, step.launched_s)
-
     def _see(self) -> None:
         """Wait for the end of the oldest step under way."""
-        step = self._flight.popleft()
-        start_s = max(self._device_s, step.ready_s)
-        self._device_s = self._end_of(step, self._device_s)
-        self.now = max(self.now, self._device_s) + self._serving.result_ms / 1e3
+        step, start_s, self.now = self._flight.see(self.now)
         self.step_ends.append(self.now)
         if self.events is not None:
-            kind = "fused" if step.chunk else "decode"
-            self._record(kind, step.mode, start_s, self._device_s, step.chunk, step.batch)
+            kind, end_s = "fused" if step.chunk else "decode", self._flight.device_s
+            self._record(kind, step.mode, start_s, end_s, step.chunk, step.batch)
 
 
 def _chunk_beside_lane(plan: Plan | None) -> int:

@@ -19,7 +19,7 @@ def nexus(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         cwd=cwd,
-        timeout=120,
+        timeout=500,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"},
         check=False,
     )
@@ -123,11 +123,9 @@ def test_no_such_model_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_vllm_s_own_refusals_are_one_line(tiny_model: Path, tmp_path: Path) -> None:
     model = str(tiny_model)
     refused(nexus("profile", model, "--colour", "red", cwd=tmp_path), "--colour")
-    refused(nexus("serve", model, "--colour", "red", cwd=tmp_path), "--colour")
     refused(nexus("serve", model, "--max-model-len", "1000000"), "max_model_len")
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         refused(nexus("serve", model, "--port", port), f"port {port}: Address already in use")
-    refused(nexus("serve", model, "--port", "99999"), "not a port")

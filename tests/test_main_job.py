@@ -1,24 +1,21 @@
 """The main job on this machine: profile, plan, serve, ask, stop. All real."""
 
-import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from openai import OpenAI
 
 from nexus.benchmarks.lane.churn import metrics
+from nexus.benchmarks.server import Server
 from nexus.planner.table import read_plan
 from nexus.profiles.schema import read_profile
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+
+START_S = 400.0
 
 ENGINE = (
     "--enforce-eager",
@@ -40,47 +37,14 @@ def nexus(*words: str, cwd: Path) -> None:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr
 
 
-@contextmanager
-def serving(cwd: Path, *words: str) -> Iterator[tuple[OpenAI, psutil.Process]]:
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = cwd / "serve.log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "nexus.cli", "serve", *words, "--port", str(port)],
-            cwd=cwd,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "VLLM_LOGGING_LEVEL": "INFO"},
-        )
-    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    try:
-        deadline = time.monotonic() + 240
-        while not answers(client):
-            assert server.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.5)
-        yield client, psutil.Process(server.pid)
-    finally:
-        client.close()
-        server.kill()
-        server.wait()
-
-
-def answers(client: OpenAI) -> bool:
-    from openai import APIError
-
-    try:
-        return bool(client.models.list().data)
-    except APIError:
-        return False
+def client_of(server: Server) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def completions(client: OpenAI) -> list[str]:
@@ -91,14 +55,10 @@ def completions(client: OpenAI) -> list[str]:
     return [choice.text for choice in sorted(answer.choices, key=lambda choice: choice.index)]
 
 
-def stop(server: psutil.Process, how: signal.Signals) -> float:
-    """Seconds until the server and all of its children are gone."""
-    family = [server, *server.children(recursive=True)]
-    start = time.monotonic()
-    server.send_signal(how)
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert alive == []
-    return time.monotonic() - start
+def end(server: Server, how: signal.Signals) -> None:
+    """One signal ends the server, and whatever it has started with it."""
+    stopped = server.stop(how)
+    assert (stopped.exit_code, stopped.left_behind) == (0, ())
 
 
 def test_profile_plan_serve(tiny_model: Path, tmp_path: Path) -> None:
@@ -108,16 +68,23 @@ def test_profile_plan_serve(tiny_model: Path, tmp_path: Path) -> None:
     profile = read_profile(tmp_path / "profile.yaml")
     assert plan.profile_hash == profile.hash
     assert plan.model == profile.model
-    with serving(tmp_path, "--table", "plan.yaml", *ENGINE) as (client, server):
+    table = ("--table", str(tmp_path / "plan.yaml"))
+    with (
+        Server((*table, *ENGINE), tmp_path / "planned.log", START_S) as server,
+        client_of(server) as client,
+    ):
         planned = completions(client)
-        steps = metrics(client.base_url.port or 0)
+        steps = metrics(server.port)
         counted = {name: steps[f"nexus_mode_steps_total:{name}"] for name in plan.modes}
         assert sum(counted.values()) > 12
         refusal = pytest.raises(Exception, match="maximum context length")
         with refusal as caught:
             client.completions.create(model=str(tiny_model), prompt="w5 " * 2000, max_tokens=1)
         assert getattr(caught.value, "status_code", None) == 400
-        assert stop(server, signal.SIGTERM) < 5
-    with serving(tmp_path, str(tiny_model), *ENGINE) as (client, server):
+        end(server, signal.SIGTERM)
+    with (
+        Server((str(tiny_model), *ENGINE), tmp_path / "stock.log", START_S) as server,
+        client_of(server) as client,
+    ):
         assert completions(client) == planned
-        assert stop(server, signal.SIGINT) < 5
+        end(server, signal.SIGINT)

@@ -61,8 +61,8 @@ def serve(
     installed, or the port is taken; PartError when a part does not come up, or ends.
     """
     programs = programs or Programs()
-    plan = _plan_for(model, table, force)
     check_options(options)
+    plan = _plan_for(model, table, force)
     arguments = parse_serve(model, options)
     check_installed(programs)
     find_control(programs.control)

@@ -18,7 +18,7 @@ def bench(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         cwd=cwd,
-        timeout=280,
+        timeout=580,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"},
         check=False,
     )

@@ -87,20 +87,20 @@ def test_pdmux_yaml_is_what_sglang_reads(shared):
     assert "cannot say" in text
 
 
-def test_pdmux_needs_a_split(cpu_profile):
-    plan = make_plan(cpu_profile, Bounds(4000.0, 250.0), Workload("means", 200.0, 60.0))
+def test_pdmux_needs_a_split(plan):
+    fused = {name: mode for name, mode in plan.modes.items() if mode.mode == "fused"}
     with pytest.raises(UserError, match="no split"):
-        export_pdmux(plan)
+        export_pdmux(replace(plan, modes=fused))
 
 
-def test_the_report_stands_alone(h200_profile, tmp_path):
+def test_the_report_stands_alone(h200_profile, plan, tmp_path):
     kernels = tuple(
         KernelSample("prefill", sms, 2048, 0, 0, kind, 32, 10.0 * 132 / sms)
         for sms in (32, 132)
         for kind in ("gemm", "attention")
     )
     profile = replace(h200_profile, kernels=kernels)
-    made = make_plan(profile, Bounds(500.0, 15.0), WORKLOAD)
+    made = replace(plan, profile_hash=profile.hash)
     write_report(tmp_path / "report.html", made, profile)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<section>") == 7

@@ -7,7 +7,7 @@ import pytest
 from nexus.errors import DocumentError, InfeasibleError
 from nexus.planner.latency import check
 from nexus.planner.solve import make_plan
-from nexus.planner.table import Bounds, Table, Workload, read_plan, write_plan
+from nexus.planner.table import Bounds, Plan, Table, Workload, read_plan, write_plan
 from nexus.planner.verdict import describe
 from nexus.profiles.schema import Engine, read_profile
 from nexus.profiles.shipped import shipped_profiles
@@ -21,18 +21,20 @@ def test_model_predicts_held_out_samples(cpu_profile):
     assert all(row.median_error < 0.08 for row in held_out)
 
 
-def test_tbt_holds_in_every_state_that_allows_it(exact_cpu_profile):
-    plan = make_plan(exact_cpu_profile, Bounds(2000.0, 250.0), WORKLOAD)
+@pytest.fixture(scope="module")
+def plan(exact_cpu_profile) -> Plan:
+    return make_plan(exact_cpu_profile, Bounds(2000.0, 250.0), WORKLOAD, created="now", command="c")
+
+
+def test_tbt_holds_in_every_state_that_allows_it(plan):
     smallest = f"fused-{min(mode.chunk for mode in plan.modes.values())}"
     for row in plan.rows:
         assert row.tbt_ms <= 250.0 or row.mode == smallest
 
 
-def test_a_looser_tbt_takes_larger_chunks(exact_cpu_profile):
-    tight, loose = (
-        Table(make_plan(exact_cpu_profile, Bounds(2000.0, tbt), WORKLOAD)).row(4, 1000, 10_000)
-        for tbt in (120.0, 500.0)
-    )
+def test_a_looser_tbt_takes_larger_chunks(plan, exact_cpu_profile):
+    looser = make_plan(exact_cpu_profile, Bounds(2000.0, 1000.0), WORKLOAD)
+    tight, loose = (Table(each).row(4, 1000, 10_000) for each in (plan, looser))
     assert int(tight.mode.removeprefix("fused-")) < int(loose.mode.removeprefix("fused-"))
 
 
@@ -57,14 +59,13 @@ def test_too_few_samples_is_one_line(exact_cpu_profile):
         make_plan(replace(exact_cpu_profile, samples=tuple(without)), Bounds(2000.0, 200.0))
 
 
-def test_plan_round_trips(cpu_profile, tmp_path):
-    plan = make_plan(cpu_profile, Bounds(2000.0, 250.0), WORKLOAD, created="now", command="c")
+def test_plan_round_trips(plan, tmp_path):
     write_plan(tmp_path / "plan.yaml", plan)
     assert read_plan(tmp_path / "plan.yaml") == plan
 
 
-def test_verdict_is_one_paragraph(cpu_profile):
-    text = describe(make_plan(cpu_profile, Bounds(2000.0, 250.0), WORKLOAD), cpu_profile)
+def test_verdict_is_one_paragraph(plan, exact_cpu_profile):
+    text = describe(plan, exact_cpu_profile)
     assert "\n" not in text
     assert "requests/s" in text
     assert "no partitions" in text or "one mode for all loads" in text
