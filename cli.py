@@ -2,7 +2,6 @@
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nexus import __version__
 from nexus.benchmarks.cli import bench
 from nexus.errors import NexusError, UserError
-from nexus.planner.cli import PartitionerOption, plan, report, simulate
+from nexus.planner.cli import PartitionerOption, PrefillOrderOption, plan, report, simulate
 from nexus.terminal import (
     PASS_ON,
     Rest,
@@ -35,13 +34,6 @@ app = typer.Typer(
 )
 # typer carries a click of its own; this is that click's UsageError.
 USAGE_ERROR: Any = typer.BadParameter.__base__
-
-
-class PrefillOrder(StrEnum):
-    """How waiting prompts are ordered."""
-
-    spf = "spf"
-    fcfs = "fcfs"
 
 
 def _version(wanted: bool) -> None:
@@ -132,8 +124,9 @@ def serve(
         Path | None, typer.Option("--table", help="The plan; without it, stock vLLM.")
     ] = None,
     prefill_order: Annotated[
-        PrefillOrder, typer.Option(help="Waiting prompts: shortest first, aged, or as they come.")
-    ] = PrefillOrder.spf,
+        PrefillOrderOption,
+        typer.Option(help="Waiting prompts: shortest first, aged, or as they come."),
+    ] = PrefillOrderOption.spf,
     prefill_aging_tokens_per_s: Annotated[
         float, typer.Option(help="What a second of waiting is worth in spf order.", min=0.0)
     ] = 500.0,

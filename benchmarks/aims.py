@@ -1,6 +1,10 @@
-"""What Nexus is meant to reach against stock vLLM, and whether the runs show it."""
+"""What Nexus is meant to reach against stock vLLM, and whether the runs show it.
 
-from collections.abc import Sequence
+What is said of latency is met when one plan meets it in every run that tells: the worst of its
+runs decides.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nexus.benchmarks.compare import DEFAULT, STOCK, Duel, Figure, Table, duels
@@ -13,7 +17,10 @@ LONGEST_AT_MOST, IDLE_AT_MOST = 2.0, 1.05
 _TIGHT = tuple(map(Objective.parse, ("500/15", "1000/25")))
 _WORKLOADS = ("azure_conv", "long-documents")
 _LOW_PER_S = 4.0
+_TAIL_PER_S = 16.0
 _OVERLOADED_MS = 2000.0  # mean TTFT of a server that does not keep up
+
+Words = Callable[[Sequence[Duel]], str]
 
 
 @dataclass(frozen=True)
@@ -66,30 +73,31 @@ def _never_below(tables: Sequence[Table], model: str) -> Aim:
 
 
 def _tail(tables: Sequence[Table], model: str) -> Aim:
-    what = f"{model}: TBT p99 at least {TAIL_GAIN:g}× lower than default vLLM's at equal load"
-    found = _plan_duels(tables, Figure("tbt", "p99"))
-    if not found:
-        return Aim(what, "not run", None)
-    best, worst = min(found, key=_ratio), max(found, key=_ratio)
-    told = f"{1 / best.ratio:.2f}× ({_where(best)}), least {1 / worst.ratio:.2f}× ({_where(worst)})"
-    return Aim(what, told, 1 / best.ratio >= TAIL_GAIN)
+    what = (
+        f"{model}: TBT p99 at least {TAIL_GAIN:g}× lower than default vLLM's at equal load, "
+        f"{_TAIL_PER_S:g} requests/s"
+    )
+    every = _plan_duels(tables, Figure("tbt", "p99"))
+    judged = _of_one_plan([duel for duel in every if duel.rate == _TAIL_PER_S])
+    met = 1 / judged[-1].ratio >= TAIL_GAIN if judged else None
+    return Aim(what, _told(judged, every, _gains), met)
 
 
 def _overload(tables: Sequence[Table], model: str) -> list[Aim]:
-    """Where default vLLM does not keep up with a mixed workload."""
+    """Where default vLLM does not keep up with a mixed workload; both aims are of one plan."""
     what = f"{model}, mixed, overloaded: mean TTFT at least {OVERLOAD_GAIN:g}× lower than default's"
     longest = f"{model}, mixed, overloaded: longest prompts' TTFT p99 at most {LONGEST_AT_MOST:g}×"
     mixed = [table for table in tables if table.workload == "mixed"]
     busy = {cell.key.rate for table in mixed for cell in table.cells if _is_overloaded(cell)}
     mean = [d for d in _plan_duels(mixed, Figure("ttft", "mean")) if d.rate in busy]
     tail = [d for d in _plan_duels(mixed, Figure("ttft_longest", "p99")) if d.rate in busy]
-    if not mean or not tail:
+    judged = _of_one_plan(mean)
+    same = _of_one_plan([d for d in tail if d.plan == judged[0].plan]) if judged else []
+    if not judged or not same:
         return [Aim(what, "not run", None), Aim(longest, "not run", None)]
-    best = min(mean, key=_ratio)
-    same = next(d for d in tail if (d.system, d.rate, d.repeat) == _run(best))
     return [
-        Aim(what, f"{1 / best.ratio:.2f}× ({_where(best)})", 1 / best.ratio >= OVERLOAD_GAIN),
-        Aim(longest, f"{same.ratio:.2f}× ({_where(same)})", same.ratio <= LONGEST_AT_MOST),
+        Aim(what, _told(judged, mean, _gains), 1 / judged[-1].ratio >= OVERLOAD_GAIN),
+        Aim(longest, _told(same, tail, _ratios), same[-1].ratio <= LONGEST_AT_MOST),
     ]
 
 
@@ -110,11 +118,9 @@ def _low_load(tables: Sequence[Table], model: str) -> list[Aim]:
             f"{model}, at most {_LOW_PER_S:g} requests/s: {name} at most {IDLE_AT_MOST}× default's"
         )
         idle = [d for d in _plan_duels(tables, figure) if d.rate <= _LOW_PER_S]
-        if not idle:
-            found.append(Aim(what, "not run", None))
-            continue
-        best = min(idle, key=_ratio)
-        found.append(Aim(what, f"{best.ratio:.2f}× ({_where(best)})", best.ratio <= IDLE_AT_MOST))
+        judged = _of_one_plan(idle)
+        met = judged[-1].ratio <= IDLE_AT_MOST if judged else None
+        found.append(Aim(what, _told(judged, idle, _ratios), met))
     return found
 
 
@@ -123,13 +129,38 @@ def _plan_duels(tables: Sequence[Table], figure: Figure) -> list[Duel]:
     return [duel for duel in every if duel.system in PLANS and duel.system not in STOCK]
 
 
+def _of_one_plan(runs: Sequence[Duel]) -> list[Duel]:
+    """The runs, best first, of the plan whose worst run is best: by the last it is judged."""
+    plans: dict[str, list[Duel]] = {}
+    for duel in sorted(runs, key=_ratio):
+        plans.setdefault(duel.plan, []).append(duel)
+    return min(plans.values(), key=lambda own: own[-1].ratio, default=[])
+
+
+def _told(judged: Sequence[Duel], every: Sequence[Duel], words: Words) -> str:
+    """The runs that decide, and then the others."""
+    others = [duel for duel in every if duel not in judged]
+    told = words(judged) if judged else "not run"
+    return f"{told}; elsewhere {words(others)}" if others else told
+
+
+def _ratios(runs: Sequence[Duel]) -> str:
+    """Least and most, such as ``0.97× (...), most 1.10× (...)``."""
+    best, worst = min(runs, key=_ratio), max(runs, key=_ratio)
+    most = f", most {worst.ratio:.2f}× ({_where(worst)})" if worst is not best else ""
+    return f"{best.ratio:.2f}× ({_where(best)}){most}"
+
+
+def _gains(runs: Sequence[Duel]) -> str:
+    """How many times lower: most and least."""
+    best, worst = min(runs, key=_ratio), max(runs, key=_ratio)
+    least = f", least {1 / worst.ratio:.2f}× ({_where(worst)})" if worst is not best else ""
+    return f"{1 / best.ratio:.2f}× ({_where(best)}){least}"
+
+
 def _ratio(duel: Duel) -> float:
     return duel.ratio
 
 
-def _run(duel: Duel) -> tuple[str, float, int]:
-    return duel.system, duel.rate, duel.repeat
-
-
 def _where(duel: Duel) -> str:
-    return f"{duel.system}, {duel.table.workload} at {duel.rate:g}/s"
+    return f"{duel.plan}, {duel.table.workload} at {duel.rate:g}/s"

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.plans import kinds_of
 from nexus.benchmarks.prepared import Preparations
 from nexus.benchmarks.shapes import with_tokenizer
-from nexus.benchmarks.systems import systems_called
+from nexus.benchmarks.systems import System, number_in, systems_called
 from nexus.benchmarks.workloads import workload
 from nexus.errors import UserError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.schema import Engine, Model, read_profile
+from nexus.runtime.vllm.options import given
 
 MAX_MODEL_LEN = 16384  # the longest request of any workload, and then some
 QUICK_PROFILE = ("--minutes", "0.25", "--max-num-batched-tokens", "256")
@@ -61,27 +62,10 @@ def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
     profile = read_profile(words.profile) if words.profile else None
     plan = read_plan(words.table) if words.table else None
     source = plan or profile
-    systems = words.systems or ("decisive" if source else "stock")
-    chosen = systems_called(systems)
+    chosen = systems_called(words.systems or ("decisive" if source else "stock"))
     if source is None and any(system.sharing for system in chosen):
         raise UserError("Nexus systems need --profile or --table")
-    loads = _loads(words.workloads or "azure_conv,long-documents")
-    grid = Grid(
-        systems=chosen,
-        workloads=tuple(load.name for load in loads),
-        objectives=_objectives(words.bounds, plan),
-        rates=_rates(words.rates),
-        repeats=words.repeats,
-        search=words.search,
-        plan_for=_objectives(words.plan_for, None) if words.plan_for else (),
-        plan_on=_loads(words.plan_on)[0].name if words.plan_on else None,
-        own_rates={load.name: load.rates for load in loads},
-        fixed=frozenset(load.name for load in loads if load.fixed),
-    )
-    unserved = set(grid.objectives) - {one for served in planned(grid).values() for one in served}
-    if unserved and any(system.sharing for system in chosen) and plan is None:
-        names = ", ".join(sorted(one.name for one in unserved))
-        raise UserError(f"no plan of --plan-for implies the bounds {names}")
+    grid = _grid(words, chosen, plan)
     where = where or here(words.model)
     model, engine = (source.model, source.engine) if source else (None, None)
     options = shared_options(words.options, where, model, engine)
@@ -102,6 +86,28 @@ def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
         keep_raw=words.keep_raw,
         part=_part(words.part),
     )
+
+
+def _grid(words: Words, systems: tuple[System, ...], plan: Plan | None) -> Grid:
+    """What is asked for; raises UserError, also for bounds that no plan would serve."""
+    loads = _loads(words.workloads or "azure_conv,long-documents")
+    grid = Grid(
+        systems=systems,
+        workloads=tuple(load.name for load in loads),
+        objectives=_objectives(words.bounds, plan),
+        rates=_rates(words.rates),
+        repeats=words.repeats,
+        search=words.search,
+        plan_for=_objectives(words.plan_for, None) if words.plan_for else (),
+        plan_on=_loads(words.plan_on)[0].name if words.plan_on else None,
+        own_rates={load.name: load.rates for load in loads},
+        fixed=frozenset(load.name for load in loads if load.fixed),
+    )
+    unserved = set(grid.objectives) - {one for served in planned(grid).values() for one in served}
+    if unserved and any(system.sharing for system in systems) and plan is None:
+        names = ", ".join(sorted(one.name for one in unserved))
+        raise UserError(f"no plan of --plan-for implies the bounds {names}")
+    return grid
 
 
 def quick_job(words: Words, folder: Path) -> Job:
@@ -185,23 +191,6 @@ def shared_options(
             [] if given(options, "--enforce-eager", "--no-enforce-eager") else ["--enforce-eager"]
         )
     return (*options, *added)
-
-
-def given(options: Sequence[str], *names: str) -> bool:
-    """Whether any of the names is among the options, as ``--name`` or ``--name=value``."""
-    return any(option.partition("=")[0] in names for option in options)
-
-
-def number_in(options: tuple[str, ...], wanted: str) -> int:
-    """The number that follows the option ``wanted``, which must be there; raises UserError."""
-    for option, following in zip(options, (*options[1:], ""), strict=True):
-        name, _, value = option.partition("=")
-        if name == wanted:
-            text = value or following
-            if text.isdigit() and int(text) > 1:
-                return int(text)
-            raise UserError(f"{wanted} {text}: a plain number is needed here")
-    raise UserError(f"{wanted} is not given")
 
 
 def _part(name: str) -> str:

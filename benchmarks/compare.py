@@ -103,19 +103,29 @@ def tables_of(cells: Iterable[Cell]) -> list[Table]:
 
 
 def latest(cells: Iterable[Cell]) -> list[Cell]:
-    """Of each cell of the grid, the one measured last."""
-    return list({(cell.setting.model, cell.key): cell for cell in cells}.values())
+    """Of each cell of the grid on each machine, the one measured last."""
+    found = {(cell.setting.model, cell.setting.machine.name, cell.key): cell for cell in cells}
+    return list(found.values())
 
 
 @dataclass(frozen=True)
 class Duel:
-    """One figure of a Nexus system's run over the same of a stock system's: 0.5 is half."""
+    """One figure of a Nexus system's run over the same of a stock system's: 0.5 is half.
+
+    ``planned_for`` names the bounds of the system's plan, ``rate`` is in requests per second.
+    """
 
     table: Table
     system: str
+    planned_for: str
     rate: float
     repeat: int
     ratio: float
+
+    @property
+    def plan(self) -> str:
+        """Whose run it is: ``nexus-spf-plan@1000/25``."""
+        return f"{self.system}@{self.planned_for}"
 
 
 class Figure(NamedTuple):
@@ -138,8 +148,10 @@ def duels(table: Table, figure: Figure, against: str = DEFAULT) -> list[Duel]:
             continue
         for own, other in table.at_same_rate(system, against):
             ours, theirs = figure.of(own), figure.of(other)
-            if ours and theirs and own.key.rate is not None:
-                found.append(Duel(table, system, own.key.rate, own.key.repeat, ours / theirs))
+            key = own.key
+            if ours and theirs and key.rate is not None:
+                each = (key.objective or "", key.rate, key.repeat, ours / theirs)
+                found.append(Duel(table, system, *each))
     return found
 
 

@@ -14,10 +14,11 @@ from nexus.benchmarks.compare import (
     mean_and_range,
     tables_of,
 )
-from nexus.benchmarks.metrics import GOOD_SHARE, OBJECTIVES, Objective
+from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.predicted import MEDIAN_WITHIN, TAIL_WITHIN, Pair
 from nexus.benchmarks.results import Cell
 from nexus.benchmarks.search import Crossing
+from nexus.planner.goodput import GOOD_SHARE
 from nexus.planner.spread import Spread
 
 NOT_RUN = "not run"
@@ -206,7 +207,7 @@ def _gains(tables: Sequence[Table], figure: Figure) -> list[tuple[float, str]]:
 
 def _where(duel: Duel) -> str:
     table = duel.table
-    return f"{duel.system}, {table.model}, {table.workload} at {duel.rate:g}/s"
+    return f"{duel.plan}, {table.model}, {table.workload} at {duel.rate:g}/s"
 
 
 def _throughput_gains(tables: Sequence[Table]) -> list[tuple[float, str]]:
@@ -271,7 +272,9 @@ def _prediction(pairs: Sequence[Pair]) -> str:
         f"`nexus simulate`'s model of the same requests. Near enough is within "
         f"{MEDIAN_WITHIN:.0%} at the median and {TAIL_WITHIN:.0%} at the 95th percentile, of TTFT "
         f"and of TBT, up to 90 % of the simulated capacity: {sum(p.good for p in judged)} of "
-        f"{len(judged)} runs. What a server adds to a profile's steps was fitted to vllm-512 "
-        "at 16/s and, what it adds to the lane's passes, to nexus-spf-plan at 4/s, on azure_conv."
+        f"{len(judged)} runs. Three of these are what it was fitted to: vllm-512 on azure_conv at "
+        "16/s (45 s of arrivals) for what a server adds to a profile's steps, nexus-spf-plan for "
+        "500/15 there at 4/s for what a pass of the lane takes more in a server, and nexus-mps "
+        "there at 12/s for the way through its router."
     )
     return f"## Predicted and measured\n\n{told}\n\n{markdown(head, rows)}"

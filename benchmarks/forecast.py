@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nexus.benchmarks.metrics import GOOD_SHARE, Objective
+from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.search import index_of, rate_at
 from nexus.benchmarks.systems import System
 from nexus.benchmarks.workloads import requests_at
+from nexus.planner.goodput import GOOD_SHARE
 from nexus.planner.latency import fit_model
+from nexus.planner.replay import stock_system
 from nexus.planner.simulate import Run, simulate
 from nexus.planner.simulate import System as Imagined
 from nexus.planner.steptimes import StepTimes
-from nexus.planner.table import Mode, Plan
+from nexus.planner.table import Plan
 from nexus.profiles.documents import write_atomically
 from nexus.profiles.schema import Profile
 
@@ -34,9 +36,7 @@ class Candidate:
         """As the simulator knows it; ``default_tokens`` is vLLM's own token budget."""
         plan, system = self.plan, self.system
         if plan is None:
-            words = dict(zip(system.options, system.options[1:], strict=False))
-            chunk = int(words.get("--max-num-batched-tokens", default_tokens))
-            return Imagined(system.name, Mode("fused", chunk), order="fcfs", stock=True)
+            return replace(stock_system(system.budget or default_tokens), name=system.name)
         if plan.shares is not None:
             (mode,) = plan.modes.values()
             return Imagined(system.name, mode, shares=plan.shares)
@@ -45,7 +45,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one machine's profile; ``max_num_seqs`` is the servers', ``duration_s`` a run's."""
+    """Of one machine's profile.
+
+    ``max_model_len`` (tokens) and ``max_num_seqs`` are the servers', ``duration_s`` a run's.
+    """
 
     profile: Profile
     max_model_len: int
@@ -115,4 +118,5 @@ class Forecasts:
     def _conditions(self) -> str:
         forecast = self._forecast
         assert forecast is not None
-        return f"{forecast.profile.hash} {forecast.max_num_seqs} {forecast.duration_s:g}s"
+        limits = f"{forecast.max_model_len} {forecast.max_num_seqs}"
+        return f"{forecast.profile.hash} {limits} {forecast.duration_s:g}s"

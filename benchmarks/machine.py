@@ -3,9 +3,7 @@
 This process never opens the GPU, whose memory belongs to the server.
 """
 
-import multiprocessing
 import threading
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -16,6 +14,7 @@ from nexus import __version__
 from nexus.benchmarks.results import Condition
 from nexus.profiler.nvml import GpuCondition
 from nexus.profiles.schema import Machine, Profile
+from nexus.runtime.machine import config_hash, seen_apart, software, this_machine
 
 _EVERY_S = 0.5
 
@@ -33,9 +32,7 @@ class Here:
 
 def here(model: str) -> Here:
     """Look around in a process of its own; raises EngineError when there is no such model."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
-        return pool.submit(_look, model).result()
+    return seen_apart(_look, model)
 
 
 def where_measured(profile: Profile) -> Here:
@@ -48,8 +45,6 @@ def where_measured(profile: Profile) -> Here:
 def _look(model: str) -> Here:
     import torch
     from transformers import PretrainedConfig
-
-    from nexus.runtime.machine import config_hash, software, this_machine
 
     model_hash = config_hash(model)
     config, _ = PretrainedConfig.get_config_dict(model)

@@ -6,18 +6,17 @@ output tokens. A request that failed meets no bound.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from nexus.errors import UserError
+from nexus.planner.fit import Floats
 from nexus.planner.spread import Spread
 from nexus.planner.table import Bounds
 from nexus.profiles.schema import STRICT
-
-GOOD_SHARE = 0.9  # of all requests must meet both bounds
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -133,43 +132,69 @@ def summarize(details: Mapping[str, Any]) -> tuple[Metrics, PerRequest]:
     ``details`` holds ``ttfts`` and ``itls`` in seconds, ``input_lens``, ``output_lens``,
     ``errors`` (one entry a request), and ``duration`` in seconds.
     """
-    errors: Sequence[str] = details["errors"]
-    lived = [not error and ttft > 0 for error, ttft in zip(errors, details["ttfts"], strict=True)]
-    gaps = [1e3 * np.asarray(each, dtype=np.float64) for each in details["itls"]]
-    outputs = [int(tokens) for tokens in details["output_lens"]]
-    ttft = [1e3 * float(seconds) for seconds in details["ttfts"]]
-    tpot = [float(g.sum()) / max(n - 1, 1) for g, n in zip(gaps, outputs, strict=True)]
-    worst = [float(np.percentile(g, 95)) if len(g) else 0.0 for g in gaps]
+    each = _Each.of(details)
     per_request = PerRequest(
         input_tokens=tuple(int(tokens) for tokens in details["input_lens"]),
-        output_tokens=tuple(outputs),
-        ttft_ms=_rounded(ttft, lived),
-        tbt_p95_ms=_rounded(worst, lived),
-        tpot_ms=_rounded(tpot, lived),
+        output_tokens=tuple(each.outputs),
+        ttft_ms=_rounded(each.ttft, each.lived),
+        tbt_p95_ms=_rounded(each.tbt_p95, each.lived),
+        tpot_ms=_rounded(each.tpot, each.lived),
     )
-    done = np.flatnonzero(lived)
+    return _metrics(each, per_request, max(float(details["duration"]), 1e-9)), per_request
+
+
+class _Each(NamedTuple):
+    """One value a request, as in PerRequest but for rounding; ``gaps`` holds all of its gaps.
+
+    ``lived`` says whose count.
+    """
+
+    outputs: list[int]
+    ttft: list[float]
+    gaps: list[Floats]
+    tbt_p95: list[float]
+    tpot: list[float]
+    lived: list[bool]
+
+    @classmethod
+    def of(cls, details: Mapping[str, Any]) -> "_Each":
+        errors: Sequence[str] = details["errors"]
+        gaps = [1e3 * np.asarray(each, dtype=np.float64) for each in details["itls"]]
+        outputs = [int(tokens) for tokens in details["output_lens"]]
+        return cls(
+            outputs=outputs,
+            ttft=[1e3 * float(seconds) for seconds in details["ttfts"]],
+            gaps=gaps,
+            tbt_p95=[float(np.percentile(g, 95)) if len(g) else 0.0 for g in gaps],
+            tpot=[float(g.sum()) / max(n - 1, 1) for g, n in zip(gaps, outputs, strict=True)],
+            lived=[not e and ttft > 0 for e, ttft in zip(errors, details["ttfts"], strict=True)],
+        )
+
+
+def _metrics(each: _Each, per_request: PerRequest, seconds: float) -> Metrics:
+    outputs, ttft, gaps = each.outputs, each.ttft, each.gaps
+    done = np.flatnonzero(each.lived)
     seen = sum(len(gaps[i]) + 1 for i in done)
     produced = sum(outputs[i] for i in done)
     taken = sum(per_request.input_tokens[i] for i in done)
     all_gaps = np.concatenate([gaps[i] for i in done]) if len(done) else np.zeros(0)
     latency = np.array([(ttft[i] + gaps[i].sum()) / max(outputs[i], 1) for i in done])
-    seconds = max(float(details["duration"]), 1e-9)
     return Metrics(
         completed=len(done),
-        failed=len(lived) - len(done),
+        failed=len(outputs) - len(done),
         duration_s=round(seconds, 3),
         requests_per_s=round(len(done) / seconds, 4),
         input_tokens_per_s=round(taken / seconds, 2),
         output_tokens_per_s=round(produced / seconds, 2),
         ttft=Spread.of(np.array([ttft[i] for i in done])),
         tbt=Spread.of(all_gaps),
-        tbt_p95=Spread.of(np.array([worst[i] for i in done if len(gaps[i])])),
+        tbt_p95=Spread.of(np.array([each.tbt_p95[i] for i in done if len(gaps[i])])),
         tbt_max_ms=round(float(all_gaps.max()), 3) if len(all_gaps) else 0.0,
-        tpot=Spread.of(np.array([tpot[i] for i in done if outputs[i] > 1])),
+        tpot=Spread.of(np.array([each.tpot[i] for i in done if outputs[i] > 1])),
         normalized=Spread.of(latency),
         ttft_longest=per_request.ttft_of_longest(),
         merged_share=round(1.0 - seen / produced, 4) if produced else 0.0,
-    ), per_request
+    )
 
 
 def _rounded(values: Sequence[float], lived: Sequence[bool]) -> tuple[float | None, ...]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from nexus.benchmarks.aims import aims
 from nexus.benchmarks.compare import STOCK, Figure, Table, tables_of
-from nexus.benchmarks.metrics import GOOD_SHARE, OBJECTIVES, Objective
+from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.results import Cell, all_cells, whole_of
 from nexus.benchmarks.systems import SYSTEMS
 from nexus.errors import UserError
+from nexus.planner.goodput import GOOD_SHARE
 from nexus.profiles.documents import write_atomically
 
 # Told apart without colour too: no two systems share a symbol, neighbours share no dash.

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from nexus.benchmarks.agenda import Deployment, Grid, deployments
@@ -24,6 +25,8 @@ from nexus.profiles.schema import Profile, Provenance
 from nexus.terminal import now
 
 Kind = tuple[Sharing, Objective, str]  # what shares, for which bounds, for which workload
+
+_DECISIVE = ("--systems", "--bounds", "--workloads", "--max-model-len")
 
 
 class Plans:
@@ -42,14 +45,17 @@ class Plans:
     ) -> None:
         """Makes them; one that cannot be made is an error only when it is asked for.
 
-        What ``folder`` holds of this profile is taken from there, the rest is put there.
+        What ``folder`` holds of this profile, made by the same command, is taken from there,
+        the rest is put there.
         ``source`` is where the profile is from.
         """
         self._made: dict[Kind, Plan | UserError] = {}
         for kind in kinds:
             if folder is not None and (folder / _file(kind)).exists():
                 plan = read_plan(folder / _file(kind))
-                if plan.profile_hash == profile.hash:
+                wanted = _command(profile.model.name, source, max_model_len, kind)
+                alike = _asked(plan.provenance.command) == _asked(wanted)
+                if plan.profile_hash == profile.hash and alike:
                     self._made[kind] = plan
         missing = [kind for kind in dict.fromkeys(kinds) if kind not in self._made]
         workers = max(1, min(len(missing), (os.cpu_count() or 2) // 2))
@@ -117,6 +123,12 @@ def _command(model: str, source: str, max_model_len: int, kind: Kind) -> str:
     words = ["nexus", "bench", model, "--only-plans", "--profile", source, "--plans", "plans"]
     words += ["--systems", system, "--bounds", objective.name, "--workloads", workload]
     return shlex.join([*words, "--max-model-len", str(max_model_len)])
+
+
+def _asked(command: str) -> set[tuple[str, str]]:
+    """The options that a plan depends on; which profile it is from, the profile's hash says."""
+    words = shlex.split(command)
+    return {pair for pair in pairwise(words) if pair[0] in _DECISIVE}
 
 
 def plan_for(

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nexus.benchmarks.command import number_in
 from nexus.benchmarks.forecast import Candidate, Forecast
 from nexus.benchmarks.results import Cell, plan_hash
-from nexus.benchmarks.systems import SYSTEMS
+from nexus.benchmarks.systems import SYSTEMS, number_in
 from nexus.errors import DocumentError
 from nexus.planner.metrics import Metrics
 from nexus.planner.simulate import Run
@@ -57,8 +56,10 @@ class Predictor:
 
     def __init__(self, profiles: Sequence[Path], plans: Sequence[Path]) -> None:
         """Read them; a file among ``plans`` that is none is passed over."""
-        self._profiles = {
-            profile.model.config_hash: profile for profile in map(read_profile, profiles)
+        read = [read_profile(path) for path in profiles]
+        self._profiles = {profile.hash: profile for profile in read}
+        self._usual = {
+            profile.model.config_hash: profile for profile in read if profile.partitioner == "green"
         }
         self._plans = _by_hash(plans)
         self._forecasts: dict[tuple[str, int, int, float], Forecast] = {}
@@ -71,7 +72,7 @@ class Predictor:
         used, rate = cell.setting.plan, cell.key.rate
         plan = None if used is None else self._plans.get(used.hash)
         system = SYSTEMS.get(cell.key.system)
-        forecast = self._forecast(cell)
+        forecast = self._forecast(cell, plan)
         if system is None or rate is None or cell.metrics is None or forecast is None:
             return None
         if used is not None and plan is None:
@@ -82,15 +83,18 @@ class Predictor:
         harder = forecast.run(who, cell.key.workload, rate / _BUSY, cell.key.repeat)
         return Pair(cell, told.ttft_ms, told.tbt_ms, overloaded(harder))
 
-    def _forecast(self, cell: Cell) -> Forecast | None:
+    def _forecast(self, cell: Cell, plan: Plan | None) -> Forecast | None:
+        """With the profile that the plan was made from, or the model's where that is not here."""
         setting = cell.setting
-        profile = self._profiles.get(setting.model_hash)
+        profile = self._usual.get(setting.model_hash)
+        if plan is not None:
+            profile = self._profiles.get(plan.profile_hash, profile)
         if profile is None:
             return None
         words = tuple(setting.command.split())
         longest = number_in(words, "--max-model-len")
         most = number_in(words, "--max-num-seqs")
-        key = (setting.model_hash, longest, most, setting.duration_s)
+        key = (profile.hash, longest, most, setting.duration_s)
         if key not in self._forecasts:
             self._forecasts[key] = Forecast(profile, longest, most, setting.duration_s)
         return self._forecasts[key]

@@ -151,13 +151,6 @@ class Store:
             raise DocumentError(f"{self.path}: {error.strerror or error}") from error
         self._cells.append(cell)
 
-    def find(self, key: Key, setting: Setting) -> Cell | None:
-        """The cell measured last under just these circumstances."""
-        for cell in reversed(self._cells):
-            if cell.key == key and cell.setting == setting:
-                return cell
-        return None
-
     def __iter__(self) -> Iterator[Cell]:
         return iter(self._cells)
 

@@ -91,9 +91,10 @@ class Bench:
 
     def _burst_per_s(self, workload: str) -> float | None:
         """What any system served a burst at, on this machine and with this model."""
+        here = (self._here.machine, self._here.model_hash)
         for cell in self.store:
             same = (cell.key.workload, cell.key.rate) == (workload, None)
-            if same and cell.setting.machine == self._here.machine and cell.metrics:
+            if same and (cell.setting.machine, cell.setting.model_hash) == here and cell.metrics:
                 return cell.metrics.requests_per_s
         return None
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pydantic.dataclasses import dataclass
 
-from nexus.benchmarks.metrics import GOOD_SHARE
+from nexus.planner.goodput import GOOD_SHARE
 from nexus.profiles.schema import STRICT
 
 STEPS_PER_OCTAVE = 12  # neighbours are 5.9 % apart

@@ -16,6 +16,7 @@ from typing import Self
 import psutil
 
 from nexus.errors import EngineError
+from nexus.runtime.logs import complaint
 from nexus.runtime.ports import free_ports
 
 _POLL_S = 0.25
@@ -77,7 +78,7 @@ class Server:
         """Raise ServerError when the process is gone."""
         code = self._process.poll()
         if code is not None:
-            raise ServerError(f"the server died (exit code {code}): {self._complaint()}")
+            raise ServerError(f"the server died (exit code {code}): {complaint(self._log)}")
 
     def healthy(self) -> bool:
         """Whether it answers ``/health`` within five seconds."""
@@ -122,11 +123,6 @@ class Server:
                 raise ServerError(f"the server was not ready within {self._start_s:.0f} s")
             self.tick()
             time.sleep(_POLL_S)
-
-    def _complaint(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [line.strip() for line in lines if "Error" in line or line.startswith("nexus: ")]
-        return told[-1] if told else "it did not say why"
 
     def _family(self) -> list[psutil.Process]:
         try:

@@ -4,12 +4,14 @@ The grid of Nexus systems keeps its parts apart: the order of prompts, the chunk
 step by step, one partition for all loads, and the whole plan.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from nexus.errors import UserError
 from nexus.runtime.policy import PrefillOrder
+from nexus.runtime.vllm.options import given, value_of
 
 Sharing = Literal["fused", "split", "overlap", "plan", "mps"]
 
@@ -18,37 +20,53 @@ Sharing = Literal["fused", "split", "overlap", "plan", "mps"]
 class System:
     """One server to measure.
 
+    ``budget`` is stock vLLM's --max-num-batched-tokens in tokens, None for its default.
     ``sharing`` says which plan it serves with: only fused modes, the best single split,
     the best single overlap, or all of it; ``mps`` is the best static share of two stock
     engines; None is stock vLLM.
     """
 
     name: str
-    options: tuple[str, ...] = ()
+    budget: int | None = None
     sharing: Sharing | None = None
     order: PrefillOrder = "fcfs"
 
     def words(self, model: str, shared: tuple[str, ...], table: Path | None) -> list[str]:
-        """What follows ``nexus serve``; ``shared`` are options that all systems get."""
+        """What follows ``nexus serve``; ``shared`` are options that all systems get.
+
+        Raises UserError for a --max-num-seqs among them that is no plain number.
+        """
         assert (table is None) == (self.sharing is None)
-        words = [model, *shared, *self.options]
+        words = [model, *shared, *self._limits(shared)]
         if table is not None:
             order = ["--prefill-order", self.order]
             words += ["--table", str(table)]
             words += ["--partitioner", "mps"] if self.sharing == "mps" else order
         return words
 
+    def _limits(self, shared: tuple[str, ...]) -> list[str]:
+        if self.budget is None:
+            return []
+        words = ["--max-num-batched-tokens", str(self.budget)]
+        # vLLM wants room for a token of every sequence, and sees to it where no limit is given.
+        limited = given(shared, "--max-num-seqs")
+        if limited and number_in(shared, "--max-num-seqs") > self.budget:
+            words += ["--max-num-seqs", str(self.budget)]
+        return words
 
-_SEQUENCES = 512  # that a server of a profile's settings decodes at most
+
+def number_in(options: Sequence[str], wanted: str) -> int:
+    """The number that the option ``wanted`` is given as, which must be there; raises UserError."""
+    text = value_of(options, wanted)
+    if text is None:
+        raise UserError(f"{wanted} is not given")
+    if not text.isdigit() or int(text) <= 1:
+        raise UserError(f"{wanted} {text}: a plain number is needed here")
+    return int(text)
 
 
 def _stock(budget: int | None) -> System:
-    if budget is None:
-        return System("vllm-default")
-    options: tuple[str, ...] = ("--max-num-batched-tokens", str(budget))
-    if budget < _SEQUENCES:  # vLLM wants room for a token of every sequence
-        options += ("--max-num-seqs", str(budget))
-    return System(f"vllm-{budget}", options)
+    return System(f"vllm-{budget or 'default'}", budget)
 
 
 def _nexus(order: PrefillOrder, sharing: Sharing) -> System:

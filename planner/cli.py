@@ -53,7 +53,7 @@ class Export(StrEnum):
     pdmux = "sglang-pdmux"
 
 
-class Order(StrEnum):
+class PrefillOrderOption(StrEnum):
     """How waiting prompts are ordered."""
 
     spf = "spf"
@@ -113,15 +113,16 @@ def plan(
             typer.echo(line)
         return
     workload = _workload(trace, input_tokens, output_tokens) or ASSUMED
+    bounds = Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms)
     if partitioner is PartitionerOption.mps:
         if export is not None or policy is not Policy.nexus:
             raise UserError("--partitioner mps has one static share: no --export, no --policy")
-        _plan_static(measured, Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms), workload, rate, output)
+        _plan_static(measured, bounds, workload, rate, output)
         return
     with err.status("planning"):
         made = make_plan(
             measured,
-            Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms),
+            bounds,
             workload,
             policy=policy.value,
             max_partitions=max_partitions,
@@ -130,15 +131,19 @@ def plan(
             created=now(),
         )
     if export is not None:
-        from nexus.planner.export import export_pdmux
-
-        target = Path("pdmux.yaml") if output == Path("plan.yaml") else output
-        write_atomically(target, export_pdmux(made))
-        typer.echo(f"wrote {target}")
+        _export(made, output)
         return
     write_plan(output, made)
     typer.echo(describe(made, measured))
     typer.echo(f"wrote {output}: {len(made.rows)} states, modes {', '.join(made.modes)}")
+
+
+def _export(made: Plan, output: Path) -> None:
+    from nexus.planner.export import export_pdmux
+
+    target = Path("pdmux.yaml") if output == Path("plan.yaml") else output
+    write_atomically(target, export_pdmux(made))
+    typer.echo(f"wrote {target}")
 
 
 def _plan_static(
@@ -178,7 +183,9 @@ def simulate(
         ),
     ] = None,
     num_requests: Annotated[int, typer.Option(help="How many.", min=1)] = 10_000,
-    prefill_order: Annotated[Order, typer.Option(help="As in `nexus serve`.")] = Order.spf,
+    prefill_order: Annotated[
+        PrefillOrderOption, typer.Option(help="As in `nexus serve`.")
+    ] = PrefillOrderOption.spf,
     stock: Annotated[
         list[int] | None, typer.Option(help="Also stock vLLM with this chunk; repeatable.", min=1)
     ] = None,

@@ -8,8 +8,9 @@ from nexus.planner.choice import Rule, choose_rows, holds, with_backlog
 from nexus.planner.draft import Draft
 from nexus.planner.fit import Floats
 from nexus.planner.frontier import States
-from nexus.planner.goodput import Arena
+from nexus.planner.goodput import USUAL_LOAD, Arena
 from nexus.planner.partitions import best_partitions
+from nexus.planner.replay import stock_system
 from nexus.planner.simulate import System
 from nexus.planner.table import Bounds, Mode, Plan, Table
 from nexus.planner.workload import Requests
@@ -26,7 +27,6 @@ AROUND = Rule("prices", nearly=0.7)
 
 _ENDLESS_MS = 1e9
 _BUSY_LOAD = 0.9  # of the fluid limit: where the states that the workload visits are seen
-_USUAL_LOAD = 0.8
 # Tables are told apart with bounds on TBT that are so much tighter: a table that just holds its
 # bound in simulation, where most of its steps take what the bound allows, does not in life.
 _JUDGED_TBT = 0.95
@@ -129,7 +129,7 @@ class Contest:
                 self._enter(plan, played)
         best = self._best([entry for entry, _ in played])
         close = [entry for entry in played if not self.better(best, entry[0], 1 / _SAME)]
-        rate = max(_USUAL_LOAD * best.per_s, 1e-6)
+        rate = max(USUAL_LOAD * best.per_s, 1e-6)
         return min(close, key=lambda entry: self._ttft(entry[0].system, rate))[1]
 
     def _drafts(self, modes: list[Mode], rules: list[Rule]) -> list[Plan]:
@@ -157,10 +157,7 @@ class Contest:
 
     def _stock(self) -> list[System]:
         most = min(self.problem.engine.max_num_batched_tokens, self.arena.times.max_chunk)
-        return [
-            System(f"vllm-{chunk}", Mode(mode="fused", chunk=chunk), order="fcfs", stock=True)
-            for chunk in sorted({min(chunk, most) for chunk in STOCK_CHUNKS})
-        ]
+        return [stock_system(chunk) for chunk in sorted({min(c, most) for c in STOCK_CHUNKS})]
 
     def kept(self, max_partitions: int) -> list[Mode]:
         """The shared modes that are worth a partition, judged in the states visited."""

@@ -33,6 +33,7 @@ class ImaginedLane:
         self._padded = padded
         self._sizes: dict[int, list[int]] = {}
         self._queue: list[Sequence] = []
+        self._returning: list[Sequence] = []
         self.passes: deque[Pass] = deque()
         self.past: deque[Pass] = deque()  # over for the host, maybe not for a step's duration
         self.free_s = self.left_s = 0.0
@@ -115,18 +116,27 @@ class ImaginedLane:
         self.num_prompts -= len(done)
         return done
 
-    def withdraw(self, last_tokens: int) -> list[Sequence]:
-        """Prompts that are given up: all but those begun with at most ``last_tokens`` to go."""
-        begun = {id(part) for each in self.passes for part in each.parts}
-        given_up = [
-            prompt
-            for prompt in self._queue
-            if id(prompt) not in begun and not (prompt.computed and prompt.remaining <= last_tokens)
-        ]
-        for prompt in given_up:
-            self._queue.remove(prompt)
-        self.num_prompts -= len(given_up)
-        return given_up
+    def withdraw(self, last_tokens: int) -> None:
+        """Give up all prompts but those begun with at most ``last_tokens`` to go.
+
+        They leave by ``given_up``, those in a pass when it is over.
+        """
+
+        def ends(prompt: Sequence) -> bool:
+            return prompt.computed > 0 and prompt.remaining <= last_tokens
+
+        self._returning += [prompt for prompt in self._queue if not ends(prompt)]
+        self._queue = [prompt for prompt in self._queue if ends(prompt)]
+
+    def given_up(self) -> list[Sequence]:
+        """Take the prompts that were given up and are in no pass any more."""
+        if not self._returning:
+            return []
+        running = {id(part) for each in self.passes for part in each.parts}
+        back = [prompt for prompt in self._returning if id(prompt) not in running]
+        self._returning = [prompt for prompt in self._returning if id(prompt) in running]
+        self.num_prompts -= len(back)
+        return back
 
     def end_of(
         self, start_s: float, alone_s: float, whole_s: float, base_s: float, batch: int, kv: float

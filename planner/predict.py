@@ -6,10 +6,10 @@ import numpy as np
 
 from nexus.planner.capacity import most_sequences
 from nexus.planner.contest import Contest, Played
+from nexus.planner.goodput import USUAL_LOAD
 from nexus.planner.simulate import Run
 from nexus.planner.table import Bounds, Prediction
 
-_USUAL_LOAD = 0.8  # of what is sustained, where times are predicted unless a rate is given
 _OVER = 1.1  # times what is sustained: where the misses show what limits it
 _RELAXED = 1.25
 _MATTERS = 0.02
@@ -21,7 +21,7 @@ def predict(
 ) -> Prediction:
     """The prediction of ``best``, beside the best stock vLLM and the best fixed mode."""
     sustained = best.per_s or contest.limit.per_s
-    at = max(_USUAL_LOAD * sustained if rate is None else rate, 1e-6)
+    at = max(USUAL_LOAD * sustained if rate is None else rate, 1e-6)
     run = contest.arena.play(best.system, at)
     gaps = 1e3 * run.gaps_s if run.gaps_s.size else np.zeros(1)
     return Prediction(

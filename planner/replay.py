@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nexus.errors import MismatchError
-from nexus.planner.goodput import Arena
+from nexus.planner.goodput import USUAL_LOAD, Arena
 from nexus.planner.latency import fit_model
 from nexus.planner.metrics import Metrics
 from nexus.planner.simulate import Run, System
@@ -64,8 +64,12 @@ def plan_system(
 
 
 def stock_system(chunk: int) -> System:
-    """Stock vLLM with ``--max-num-batched-tokens chunk``."""
-    return System(f"vllm-{chunk}", Mode(mode="fused", chunk=chunk), order="fcfs", stock=True)
+    """Stock vLLM with ``--max-num-batched-tokens chunk``.
+
+    It refuses a budget that does not hold a token of every sequence, so it runs no more of them.
+    """
+    mode = Mode(mode="fused", chunk=chunk)
+    return System(f"vllm-{chunk}", mode, order="fcfs", stock=True, max_num_seqs=chunk)
 
 
 def replay(
@@ -107,7 +111,7 @@ def _arrivals(
     requests: Requests | Lengths, count: int, plan: Plan, rate_per_s: float | None, most: int
 ) -> Requests:
     if isinstance(requests, Lengths):
-        usual = 0.8 * (plan.prediction.capacity_per_s or plan.prediction.limit_per_s or 1.0)
+        usual = USUAL_LOAD * (plan.prediction.capacity_per_s or plan.prediction.limit_per_s or 1.0)
         arriving = poisson(requests.cut_to(most), count)
         return arriving.at_rate(rate_per_s or usual)
     arriving = requests.first(count)

@@ -52,7 +52,7 @@ class ImaginedServer(ImaginedEngine):
         )
         self._lane = ImaginedLane(times, padded=self._serving.pads)
         self._flight = Flight(self._serving, self._lane)
-        self._beside = _chunk_beside_lane(plan)
+        self._beside = plan.chunk_beside_lane if plan is not None else 0
         self._lane_mode: Mode | None = None  # the last that was not fused
         self._lane_only = False  # prompts that suit the lane are not for the step
         self._after_s = 0.0  # the next step waits for a pass on the device until then
@@ -145,12 +145,17 @@ class ImaginedServer(ImaginedEngine):
             return self._fill_lane(mode)
         if self._lane.waits:
             assert self._lane_mode is not None
-            for sequence in self._lane.withdraw(self._lane_mode.chunk):
-                self._in_flight -= 1
-                self._kv_used -= sequence.remaining + self._slack
-                self._backlog -= sequence.remaining
-                self._push(sequence)
+            self._lane.withdraw(self._lane_mode.chunk)
+            self._take_back()
         return mode.chunk - self._batch if self.stock else mode.chunk
+
+    def _take_back(self) -> None:
+        """Prompts that the lane gave up wait again, with what it computed of them."""
+        for sequence in self._lane.given_up():
+            self._in_flight -= 1
+            self._kv_used -= sequence.remaining + self._slack
+            self._backlog -= sequence.remaining
+            self._push(sequence)
 
     def _fill_lane(self, mode: Mode) -> int:
         """Give prompts to the lane while it has room; the chunk for those that do not suit it."""
@@ -181,6 +186,7 @@ class ImaginedServer(ImaginedEngine):
         if not lane.passes:
             return
         done = lane.over(self.now)
+        self._take_back()
         if self._serving.foresees and lane.completing and self._flight.steps:
             begins_s = self._flight.expected_end()
             done += lane.leaving(begins_s)
@@ -251,12 +257,3 @@ class ImaginedServer(ImaginedEngine):
         if self.events is not None:
             kind, end_s = "fused" if step.chunk else "decode", self._flight.device_s
             self._record(kind, step.mode, start_s, end_s, step.chunk, step.batch)
-
-
-def _chunk_beside_lane(plan: Plan | None) -> int:
-    """Prompt tokens in a step while others are on the lane: the plan's smallest chunk."""
-    if plan is None:
-        return 0
-    modes = plan.modes.values()
-    fused = [mode.chunk for mode in modes if mode.mode == "fused"]
-    return min(fused, default=max(mode.chunk for mode in modes))

@@ -3,7 +3,7 @@
 Step times come from the profile's model, decisions from the policy that serves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class System:
 
     ``mode`` is a fixed one; without it, ``plan`` decides. ``stock``: the chunk is vLLM's
     token budget, decodes included. ``shares``: two stock engines under MPS, capped to the
-    ``mode``'s SMs.
+    ``mode``'s SMs. ``max_num_seqs``: a limit below the engine's own, in sequences.
     """
 
     name: str
@@ -37,6 +37,7 @@ class System:
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
     stock: bool = False
     shares: Shares | None = None
+    max_num_seqs: int | None = None
 
     def chooser(self) -> Chooser:
         """A fresh decision-maker."""
@@ -132,6 +133,9 @@ def simulate_while(
 def _engine(
     times: StepTimes, limits: Engine, system: System, patience: Patience | None, record: bool
 ) -> ImaginedServer | ImaginedPair:
+    if system.max_num_seqs is not None:
+        most = min(limits.max_num_seqs, system.max_num_seqs)
+        limits = replace(limits, max_num_seqs=most)
     if system.shares is not None:
         assert system.mode is not None
         mode, shares = system.mode, system.shares

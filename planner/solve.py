@@ -65,7 +65,7 @@ def make_plan(
     fixed = contest.best_fixed(stock)
     best, plan = contest.best_table(max_partitions, fixed)
     if policy == "fixed" or _beats(contest, fixed, best):
-        best, plan = fixed, _fixed(contest, fixed)
+        best, plan = _fixed(contest, fixed)
     return replace(plan, prediction=predict(contest, best, stock, fixed, rate))
 
 
@@ -116,13 +116,15 @@ def _beats(contest: Contest, fixed: Played, table: Played) -> bool:
     return retrial.better(retrial.play(fixed.system), retrial.play(table.system), _BETTER)
 
 
-def _fixed(contest: Contest, fixed: Played) -> Plan:
-    """The plan that is one mode everywhere."""
-    assert fixed.system.mode is not None
+def _fixed(contest: Contest, fixed: Played) -> tuple[Played, Plan]:
+    """The plan that is one mode everywhere, and what it sustains."""
+    mode = fixed.system.mode
+    assert mode is not None
     states = contest.draft.axes.states()
-    only = [fixed.system.mode]
-    rows = rows_of(contest.problem, only, states, np.zeros(len(states), dtype=np.int64))
-    return contest.draft.plan(only, rows, "fixed")
+    rows = rows_of(contest.problem, [mode], states, np.zeros(len(states), dtype=np.int64))
+    if fixed.system.stock:  # nothing was better than that chunk; a plan serves it otherwise
+        fixed = contest.play(System(mode.name, mode=mode))
+    return fixed, contest.draft.plan([mode], rows, "fixed")
 
 
 def _paper(contest: Contest) -> tuple[Played, Plan]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from nexus.errors import InfeasibleError, UserError
 from nexus.planner.contest import Contest, Played
+from nexus.planner.goodput import USUAL_LOAD
 from nexus.planner.predict import predict
 from nexus.planner.simulate import System
 from nexus.planner.solve import make_contest, make_plan
@@ -21,7 +22,6 @@ from nexus.profiles.schema import Model, Profile, Provenance
 _LONGEST_PROMPTS = 2  # that the prefill engine's KV cache holds: one computed, one being read
 _LEAST_DECODE = 0.5  # of all KV tokens that both engines hold
 _SAME = 0.99  # shares that sustain this much of the best are alike
-_USUAL_LOAD = 0.8
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _best(contest: Contest, profile: Profile) -> Played:
         if best is None or contest.better(played[-1], best):
             best = played[-1]
     assert best is not None
-    rate = max(_USUAL_LOAD * best.per_s, 1e-6)
+    rate = max(USUAL_LOAD * best.per_s, 1e-6)
     close = [each for each in played if not contest.better(best, each, 1 / _SAME)]
 
     def cost(each: Played) -> tuple[bool, float]:

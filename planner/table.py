@@ -214,6 +214,13 @@ class Plan:
                 raise ValueError(f"row {row.state} names an unknown mode {row.mode!r}")
         return self
 
+    @property
+    def chunk_beside_lane(self) -> int:
+        """Prompt tokens in a step while others are on the lane: the smallest chunk there is."""
+        modes = self.modes.values()
+        fused = [mode.chunk for mode in modes if mode.mode == "fused"]
+        return min(fused, default=max(mode.chunk for mode in modes))
+
     @model_validator(mode="after")
     def _is_static_under_mps(self) -> "Plan":
         if (self.partitioner == "mps") != (self.shares is not None):

@@ -6,7 +6,7 @@ graph, in a green context.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,21 +80,6 @@ def kernel_samples(
         for each, values in sorted(times.items())
         if sum(values) > 0
     ]
-
-
-def overlap_ms(records: Sequence[KernelRecord], first: int, second: int) -> float:
-    """For how long kernels of stream ``first`` and of stream ``second`` ran at once."""
-    mine = busy(record for record in records if record.stream == first)
-    other = busy(record for record in records if record.stream == second)
-    shared, index = 0, 0
-    for start, end in mine:
-        while index < len(other) and other[index][1] <= start:
-            index += 1
-        for other_start, other_end in other[index:]:
-            if other_start >= end:
-                break
-            shared += min(end, other_end) - max(start, other_start)
-    return shared / 1e6
 
 
 def busy(records: Iterable[KernelRecord]) -> list[tuple[int, int]]:

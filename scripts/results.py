@@ -9,22 +9,26 @@ from pathlib import Path
 
 from nexus.benchmarks.document import document
 from nexus.benchmarks.predicted import Predictor
-from nexus.benchmarks.results import read_cells
+from nexus.benchmarks.results import Cell, read_cells
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+SHOWN = "python scripts/results.py"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 
 
 def tables(files: list[Path]) -> str:
     """The page of what ``files`` hold, beside what the simulator says."""
-    cells = sorted(
-        (cell for file in files for cell in read_cells(file)), key=lambda cell: cell.created
-    )
-    profiles = sorted((ROOT / "profiles").glob("*/*.yaml"))
+    cells = cells_of(files)
+    profiles = sorted((ROOT / "profiles").rglob("*.yaml"))
     plans = sorted(path for path in RESULTS.rglob("*.yaml") if "plan" in str(path))
-    shown = "python scripts/results.py"
-    return document(cells, Predictor(profiles, plans).pairs(cells), shown)
+    return document(cells, Predictor(profiles, plans).pairs(cells), SHOWN)
+
+
+def cells_of(files: list[Path]) -> list[Cell]:
+    """What ``files`` hold, in the order of measurement."""
+    found = (cell for file in files for cell in read_cells(file))
+    return sorted(found, key=lambda cell: cell.created)
 
 
 def put(into: Path, text: str) -> None:

@@ -14,6 +14,7 @@ MODEL may be a folder with a config.json alone; then give --load-format dummy.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -113,7 +114,7 @@ def _lane(arguments: argparse.Namespace, options: list[str]) -> int:
     quieten(verbose=False)
     plan = read_plan(arguments.table)
     lanes = lane_modes_of(plan, arguments.modes)
-    results = Results(arguments.output, "engine.json", _told("engine", arguments, options, plan))
+    results = Results(arguments.output, "engine.json", _told("engine", arguments, plan))
     stock = arguments.output / "stock-answers.json"
     if not stock.exists():
         err.print("no answers of stock vLLM to compare with", markup=False)
@@ -138,8 +139,7 @@ def _server(arguments: argparse.Namespace, options: list[str]) -> int:
 
     quieten(verbose=False)
     plan = read_plan(arguments.table)
-    told = _told("server", arguments, options, plan)
-    results = Results(arguments.output, "server.json", told)
+    results = Results(arguments.output, "server.json", _told("server", arguments, plan))
     load = Churn(arguments.load_requests, arguments.load_rate, 0.0, 200, 3000, 250, limit_s=120.0)
     churn = Churn(arguments.requests, arguments.rate)
     words = ["--table", str(arguments.table), *(["--force"] if arguments.force else []), *options]
@@ -178,20 +178,25 @@ def _co_run(arguments: argparse.Namespace, plan: Plan | None) -> StepTime | None
     return co_run_times(arguments.profile, plan)
 
 
-def _told(
-    name: str, arguments: argparse.Namespace, options: list[str], plan: Plan
-) -> dict[str, Any]:
-    words = ["python -m nexus.benchmarks.lane", name, arguments.model]
-    words += [
-        "--table",
-        str(arguments.table),
-        *(["--modes", arguments.modes] * bool(arguments.modes)),
-    ]
+def _told(name: str, arguments: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    words = ["python", "-m", "nexus.benchmarks.lane", name, *_without_output(arguments.rest)]
     return {
         "created": now(),
-        "command": " ".join([*words, *options]),
+        "command": shlex.join(words),
         "plan": {"hash": plan.hash, "modes": list(plan.modes)},
     }
+
+
+def _without_output(words: Sequence[str]) -> list[str]:
+    """As they were given, but for where the results go, which says nothing about them."""
+    kept: list[str] = []
+    following = iter(words)
+    for word in following:
+        if word in ("-o", "--output"):
+            next(following)
+        elif not word.startswith(("-o", "--output=")):
+            kept.append(word)
+    return kept
 
 
 if __name__ == "__main__":

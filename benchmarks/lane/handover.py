@@ -26,8 +26,9 @@ StepTime = Callable[[Step], float | None]
 class HandOver:
     """One prompt's: from its last pass to its first token, in milliseconds.
 
-    ``noticed``: until the scheduler knew, negative where it knew before; ``steps`` ended meanwhile, the one that gave the
-    first token included; ``last_step``: how long that one took.
+    ``noticed``: until the scheduler knew, negative where it knew before; ``steps``: how many
+    ended meanwhile, the one that gave the first token included; ``last_step``: how long that
+    one took.
     """
 
     ms: float

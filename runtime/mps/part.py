@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexus.errors import NexusError
+from nexus.runtime.logs import complaint
 
 _HEALTH_S = 2.0
 
@@ -70,7 +71,7 @@ class Part:
         if ended is not None:
             code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
             raise PartError(
-                f"the {self.name} ended (exit code {code}): {self._complaint()};"
+                f"the {self.name} ended (exit code {code}): {complaint(self.log)};"
                 f" its log is {self.log}"
             )
 
@@ -94,8 +95,3 @@ class Part:
                 return answer.status, answer.read().decode(errors="replace")
         except (OSError, http.client.HTTPException) as error:
             return 0, str(error)
-
-    def _complaint(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [line.strip() for line in lines if "Error" in line or line.startswith("nexus: ")]
-        return told[-1].removeprefix("nexus: ") if told else "it did not say why"

@@ -19,7 +19,7 @@ from nexus.profiles.schema import Engine, Model
 from nexus.runtime.mps.daemon import CONTROL
 from nexus.runtime.mps.part import Recipe
 from nexus.runtime.ports import free_ports
-from nexus.runtime.vllm.options import with_defaults
+from nexus.runtime.vllm.options import spelled, with_defaults
 
 Role = Literal["prefill", "decode"]
 LOCAL = "127.0.0.1"
@@ -97,9 +97,7 @@ def check_installed(programs: Programs) -> None:
 def check_options(options: Sequence[str]) -> None:
     """Raise EngineError for an option that cannot be given to two engines behind a router."""
     for option in options:
-        name = option.partition("=")[0]
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("_", "-")
+        name = spelled(option)
         if name in _REFUSED:
             raise EngineError(f"{name} cannot be combined with --partitioner mps")
 

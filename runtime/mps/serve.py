@@ -1,24 +1,28 @@
 """``nexus serve --partitioner mps``: one command up, one signal down.
 
 Started in this order: the MPS daemon; both engines at once; when they are healthy, the
-router, and a first request through all of them. The end of any part is the end of all. What a kill of this very process leaves
-behind is known from the run's folder and cleaned up by the next start.
+router, and a first request through all of them. The end of any part is the end of all.
+What a kill of this very process leaves behind is known from the run's folder and cleaned
+up by the next start.
 """
 
-import multiprocessing
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from nexus.errors import MismatchError
 from nexus.planner.table import Plan, read_plan
-from nexus.profiles.schema import Machine
-from nexus.runtime.machine import check_machine, check_model, check_software, this_machine
+from nexus.runtime.machine import (
+    check_machine,
+    check_model,
+    check_software,
+    seen_apart,
+    this_machine,
+)
 from nexus.runtime.mps.daemon import MpsDaemon, find_control
 from nexus.runtime.mps.folder import clean_up, default_folder
 from nexus.runtime.mps.part import Part, PartError, Recipe
@@ -197,17 +201,10 @@ def _plan_for(model: str, table: Path, force: bool) -> Plan:
             " `nexus plan --partitioner mps`, or serve it without --partitioner mps"
         )
     if not force:
-        check_machine(plan.machine, _machine(), str(table))
+        check_machine(plan.machine, seen_apart(this_machine), str(table))
         check_model(plan.model, model, str(table))
         check_software(plan.provenance.software, str(table))
     return plan
-
-
-def _machine() -> Machine:
-    """This machine, looked at by a process that ends: this one is never to open the GPU."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
-        return pool.submit(this_machine).result()
 
 
 @contextmanager

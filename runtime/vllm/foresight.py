@@ -7,6 +7,7 @@ mode is known from those before it. All times are the device's own, between even
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -60,6 +61,14 @@ class TimedPass:
         return True
 
 
+@dataclass(frozen=True)
+class TimedStep:
+    """A step between two events: the device has come to it, and has done it."""
+
+    begun: torch.cuda.Event
+    done: torch.cuda.Event
+
+
 class Foresight:
     """Of one worker: what steps and passes took, and which pass ends before the next step."""
 
@@ -67,12 +76,12 @@ class Foresight:
         """Nothing seen yet."""
         self._passes = Means()
         self._step_ms: float | None = None
-        self._last: torch.cuda.Event | None = None
-        self._under_way: deque[torch.cuda.Event] = deque()
+        self._last: torch.cuda.Event | None = None  # the latest that is known to be past
+        self._under_way: deque[TimedStep] = deque()
 
-    def step_launched(self, end: torch.cuda.Event) -> None:
-        """``end`` was recorded behind a step."""
-        self._under_way.append(end)
+    def step_launched(self, step: TimedStep) -> None:
+        """A step is on its way, behind those launched before."""
+        self._under_way.append(step)
         self._settle()
 
     def pass_over(self, work: TimedPass) -> None:
@@ -104,10 +113,12 @@ class Foresight:
         self._last = None
 
     def _settle(self) -> None:
-        while self._under_way and self._under_way[0].query():
-            end = self._under_way.popleft()
-            if self._last is not None:
-                step_ms = self._last.elapsed_time(end)
-                mean = step_ms if self._step_ms is None else self._step_ms
-                self._step_ms = mean + _WEIGHT * (step_ms - mean)
-            self._last = end
+        while self._under_way and self._under_way[0].done.query():
+            step = self._under_way.popleft()
+            step_ms = step.begun.elapsed_time(step.done)
+            mean = step_ms if self._step_ms is None else self._step_ms
+            self._step_ms = mean + _WEIGHT * (step_ms - mean)
+            self._last = step.done
+        # After a time without steps, the last one's end is long past.
+        if self._under_way and self._under_way[0].begun.query():
+            self._last = self._under_way[0].begun

@@ -72,8 +72,9 @@ class PrefillLane:
             else None
         )
         scheduling = self._config.scheduler_config
-        self.max_tokens = int(scheduling.max_num_batched_tokens)
         self.max_rows = min(MAX_ROWS, int(scheduling.max_num_seqs))
+        longest = self.max_rows * int(self._config.model_config.max_model_len)
+        self.max_tokens = min(int(scheduling.max_num_batched_tokens), longest)
         self._inputs = PassInputs(
             self._device, self.max_tokens, self.max_rows, self._attention.columns
         )

@@ -111,11 +111,6 @@ class LaneQueue:
         """The first of the passes under way."""
         return self._passes[0][0] if self._passes else None
 
-    @property
-    def tokens_waiting(self) -> int:
-        """Tokens not yet launched."""
-        return sum(job.left for job in self._waiting)
-
     def add(self, prompt: LanePrompt) -> None:
         """Queue ``prompt`` at its rank, behind its equals."""
         assert prompt.req_id not in self._jobs

@@ -25,11 +25,10 @@ class LaneReport(KVConnectorWorkerMetadata):
     """Worker to scheduler, since the last report.
 
     ``launched``: of prompts on the lane, how many tokens were launched in all; ``tokens``:
-    how many just now; ``returned``:
-    of prompts that the lane gave up, how many tokens are in the KV cache; ``failed``: those
-    of them whose launch failed; ``lost``: those in a pass that does not end, after which
-    nothing more runs on the lane. ``sms``: what prefill and decode had in the step, None
-    where the lane was idle.
+    how many just now; ``returned``: of prompts that the lane gave up, how many tokens are
+    in the KV cache; ``failed``: those of them whose launch failed; ``lost``: those in a
+    pass that does not end, after which nothing more runs on the lane. ``sms``: what prefill
+    and decode had in the step, None where the lane was idle.
     """
 
     launched: dict[str, int] = field(default_factory=dict)

@@ -20,6 +20,29 @@ from nexus.runtime.machine import has_fast_bf16
 CPU_KV_CACHE_BYTES = 1 << 30
 
 
+def spelled(option: str) -> str:
+    """An option's name, without a value that follows ``=``: ``--max_num_seqs=8`` is, as to vLLM,
+    ``--max-num-seqs``.
+    """
+    name = option.partition("=")[0]
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def given(options: Sequence[str], *names: str) -> bool:
+    """Whether any of ``names`` is among the options, in any spelling."""
+    return any(spelled(option) in names for option in options)
+
+
+def value_of(options: Sequence[str], name: str) -> str | None:
+    """What an option is given as, None where it is not; of several the last, as to vLLM."""
+    found = None
+    for option, following in zip(options, (*options[1:], ""), strict=True):
+        if spelled(option) == name:
+            _, mark, value = option.partition("=")
+            found = value if mark else following
+    return found
+
+
 def with_defaults(
     options: Sequence[str], on_cpu: bool, model: Model | None = None, engine: Engine | None = None
 ) -> list[str]:
@@ -27,18 +50,18 @@ def with_defaults(
 
     Raises EngineError for --config beside a plan: what that file says would be overridden.
     """
-    if engine is not None and _given(options, "--config"):
+    if engine is not None and given(options, "--config"):
         raise EngineError("--config cannot be combined with --table: give its options instead")
     added: list[str] = []
 
     def default(name: str, value: str | None = None) -> None:
-        if not _given(options, name):
+        if not given(options, name):
             added.extend([name] if value is None else [name, value])
 
     if engine is not None:
         default("--max-num-batched-tokens", str(engine.max_num_batched_tokens))
         default("--max-num-seqs", str(engine.max_num_seqs))
-        if engine.enforce_eager and not _given(options, "--no-enforce-eager"):
+        if engine.enforce_eager and not given(options, "--no-enforce-eager"):
             default("--enforce-eager")
     if model is not None:
         default("--dtype", model.dtype)
@@ -46,10 +69,10 @@ def with_defaults(
     if on_cpu:
         if model is None:
             default("--dtype", "auto" if has_fast_bf16() else "float32")
-        if not _given(options, "--gpu-memory-utilization"):
+        if not given(options, "--gpu-memory-utilization"):
             default("--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES))
         parallel = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp")
-        if not any(_given(options, name) for name in parallel):
+        if not given(options, *parallel):
             default("--distributed-executor-backend", "uni")
     return [*options, *added]
 
@@ -95,11 +118,6 @@ def one_line(error: BaseException) -> str:
     told = [line for line in lines if line.startswith("Value error, ")]
     text = told[0].removeprefix("Value error, ") if told else (lines[0] if lines else repr(error))
     return text.partition(" [type=")[0]
-
-
-def _given(options: Sequence[str], name: str) -> bool:
-    spellings = {name, name.replace("-", "_").replace("__", "--", 1)}
-    return any(option.partition("=")[0] in spellings for option in options)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -18,7 +18,7 @@ from nexus.planner.table import Mode, Plan
 from nexus.runtime.partition.green import GreenContexts, Lanes
 from nexus.runtime.vllm.decode import DecodeLane
 from nexus.runtime.vllm.driver import Launcher
-from nexus.runtime.vllm.foresight import Foresight, TimedPass
+from nexus.runtime.vllm.foresight import Foresight, TimedPass, TimedStep
 from nexus.runtime.vllm.graph_sizes import graph_sizes
 from nexus.runtime.vllm.lane import PrefillLane
 from nexus.runtime.vllm.lane_queue import Pass
@@ -68,6 +68,7 @@ class Partitions(Launcher):
         self._trace = trace
         self._foresight = Foresight()
         self._awaited: list[torch.cuda.Event] = []
+        self._step_begun = torch.cuda.Event(enable_timing=True)
         free = torch.cuda.mem_get_info(runner.device)[0]
         start = time.perf_counter()
         modes = [mode for mode in plan.modes.values() if mode.mode != "fused"]
@@ -155,6 +156,10 @@ class Partitions(Launcher):
             for done in self._awaited:
                 torch.cuda.current_stream().wait_event(done)
             self._awaited.clear()
+            if self._on is not None:
+                # Behind what was awaited: a pass that a step waits for is no part of it.
+                self._step_begun = torch.cuda.Event(enable_timing=True)
+                self._step_begun.record()
             yield
 
     @contextmanager
@@ -165,7 +170,7 @@ class Partitions(Launcher):
             if self._on is not None:
                 end = torch.cuda.Event(enable_timing=True)
                 end.record()
-                self._foresight.step_launched(end)
+                self._foresight.step_launched(TimedStep(self._step_begun, end))
 
     @contextmanager
     def _running(self) -> Iterator[None]:

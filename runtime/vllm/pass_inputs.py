@@ -65,7 +65,9 @@ class PassInputs:
         if device.type != "cpu":
             self._device = memory
             hosts = [torch.zeros(size, dtype=torch.uint8, pin_memory=True) for _ in range(_COPIES)]
-        self._hosts = deque((host, _tensors(host, layout, self._groups), None) for host in hosts)  # type: deque[tuple[torch.Tensor, PassTensors, torch.cuda.Event | None]]
+        self._hosts: deque[_Host] = deque(
+            (host, _tensors(host, layout, self._groups), None) for host in hosts
+        )
 
     def write(self, batch: FlatRows, tokens: int, rows: int) -> PassTensors:
         """Copy ``batch`` to the device on the current stream, padded to ``tokens`` and ``rows``.

@@ -34,7 +34,7 @@ class _Planned(ObservedScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.nexus_policy = Policy(Table(self.nexus_plan))
-        self._beside_lane = _chunk_beside_lane(self.nexus_policy.table)
+        self._beside_lane = self.nexus_plan.chunk_beside_lane
         self._most_tokens = self.max_num_scheduled_tokens
         self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
         context = ServeContext.of(self.vllm_config)
@@ -162,8 +162,13 @@ class _Planned(ObservedScheduler):
 
         vLLM serves running requests before waiting ones. A cap on every prompt's tokens
         leaves the shorter ones their share; where no cap can, as it would cut them too,
-        the half-done prompts sit this step out. Their KV blocks and slots stay theirs.
+        the half-done prompts sit this step out. Their KV blocks and slots stay theirs, so
+        that they do only for a prompt that there is room for: two that hold half of what
+        they need would wait for each other.
         """
+        if not self._has_room_for(next(iter(self.waiting))):
+            yield
+            return
         rank = self.waiting.rank(prefills[0])
         wanted: list[int] = []
         for request in self.waiting:
@@ -180,6 +185,11 @@ class _Planned(ObservedScheduler):
         else:
             with self._sitting_out(prefills):
                 yield
+
+    def _has_room_for(self, request: Request) -> bool:
+        """Whether there are free KV blocks for all of a waiting prompt's tokens."""
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        return remaining_prefill(request) <= free * self.block_size
 
     @contextmanager
     def _each_prompt_capped(self, tokens: int) -> Iterator[None]:
@@ -205,12 +215,6 @@ class _Planned(ObservedScheduler):
             for name in limits:
                 setattr(self, name, getattr(self, name) + len(prefills))
             self.running.extend(prefills)
-
-
-def _chunk_beside_lane(table: Table) -> int:
-    """Prompt tokens in a step while other prompts are on the lane: the plan's smallest."""
-    fused = [mode.chunk for mode in table.modes.values() if mode.mode == "fused"]
-    return min(fused, default=max(mode.chunk for mode in table.modes.values()))
 
 
 class PlannedScheduler(_Planned):

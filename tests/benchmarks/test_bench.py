@@ -3,13 +3,24 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nexus.benchmarks.results import read_cells
+from nexus.benchmarks.agenda import Grid
+from nexus.benchmarks.command import shared_options
+from nexus.benchmarks.job import Job
+from nexus.benchmarks.machine import Here
+from nexus.benchmarks.metrics import Metrics
+from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting, read_cells
+from nexus.benchmarks.run import Bench
 from nexus.benchmarks.shapes import with_tokenizer
+from nexus.benchmarks.systems import SYSTEMS, number_in
 from nexus.benchmarks.workloads import requests_at
+from nexus.errors import UserError
+from nexus.profiles.schema import Machine, read_profile
+from nexus.profiles.shipped import shipped_profiles
 
 
 def bench(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -37,6 +48,7 @@ def bench(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (("--profile", "nowhere.yaml"), "No such file"),
         (("--port", "8000"), "--port is set by the systems"),
         (("--max-num-batched-tokens=512",), "--max-num-batched-tokens is set by the systems"),
+        (("--max_num_batched_tokens", "512"), "--max-num-batched-tokens is set by the systems"),
         (("--max-model-len", "16k"), "a plain number"),
     ],
 )
@@ -48,6 +60,48 @@ def test_mistakes_are_told_in_one_line(
     assert result.stderr.splitlines()[-1].startswith("nexus: ")
     assert told in result.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_profile_says_is_added_where_the_user_does_not_say_it() -> None:
+    profile = read_profile(shipped_profiles()[0])
+    where = Here(profile.machine, {}, "h", 4096)
+    names = ("--max_num_seqs", "--max_model_len", "--enable_prefix_caching", "--dtype")
+    own = tuple(word for name in names[:2] for word in (name, "64")) + names[2:] + ("float32",)
+    assert (
+        shared_options(own, where, profile.model, replace(profile.engine, enforce_eager=False))
+        == own
+    )
+    added = shared_options((), where, profile.model, profile.engine)
+    assert number_in(added, "--max-num-seqs") == profile.engine.max_num_seqs
+
+
+def test_a_stock_system_keeps_to_the_smaller_limit() -> None:
+    """vLLM refuses a token budget below --max-num-seqs, of which the last word counts."""
+    small, large = SYSTEMS["vllm-256"], SYSTEMS["vllm-8192"]
+    limits = {"64": 64, "512": 256}
+    for given, counts in limits.items():
+        for name in ("--max-num-seqs", "--max_num_seqs"):
+            words = small.words("m", (name, given), None)
+            assert number_in(words, "--max-num-batched-tokens") == 256
+            assert number_in(words, "--max-num-seqs") == counts
+    assert number_in(large.words("m", ("--max-num-seqs", "512"), None), "--max-num-seqs") == 512
+    assert "--max-num-seqs" not in small.words("m", (), None)  # vLLM sees to it
+    with pytest.raises(UserError, match="a plain number"):
+        small.words("m", ("--max-num-seqs", "1k"), None)
+
+
+def test_a_burst_counts_on_this_machine_with_this_model(tmp_path: Path) -> None:
+    machine = Machine("cpu", "c", 2)
+    where = Here(machine, {}, "this", 4096)
+    grid = Grid((SYSTEMS["vllm-default"],), ("mixed",), ())
+    bench = Bench(Job("m", where, (), grid, tmp_path, 4096, 8), tmp_path, print)
+    setting = Setting("m", "another", machine, {}, "nexus serve m", 60.0, "r")
+    metrics = Metrics(1, 0, 1.0, 7.0, 1.0, 1.0, 1.0, 0.0)
+    burst = Cell(SCHEMA, Key("vllm-default", "mixed"), setting, "now", metrics)
+    bench.store.add(burst)
+    assert bench._burst_per_s("mixed") is None
+    bench.store.add(replace(burst, setting=replace(setting, model_hash="this")))
+    assert bench._burst_per_s("mixed") == 7.0
 
 
 def test_a_shape_gets_a_tokenizer(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The simulator's word on where to search, and beside what was measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ def test_a_forecast_is_a_crossing_of_the_very_requests(forecast: Forecast) -> No
 def test_options_and_plans_count(forecast: Forecast) -> None:
     chunks = [Candidate(SYSTEMS[name]).imagined(8192).mode for name in ("vllm-default", "vllm-512")]
     assert [mode.chunk for mode in chunks if mode] == [8192, 512]
+    small = Candidate(SYSTEMS["vllm-256"])
+    assert small.imagined(8192).max_num_seqs == 256
     plan = read_plan(PLAN)
     imagined = Candidate(SYSTEMS["nexus-fcfs-plan"], plan).imagined(8192)
     assert (imagined.order, imagined.plan) == ("fcfs", plan)
@@ -53,6 +56,8 @@ def test_forecasts_are_kept(forecast: Forecast, tmp_path: Path) -> None:
     assert known == found
     path.write_text(path.read_text().replace(f"{found}", "7.5"))
     assert Forecasts(forecast, path).of(who, "random:512:32", bounds) == 7.5
+    longer = replace(forecast, max_model_len=32768)  # requests are cut to other lengths
+    assert Forecasts(longer, path).of(who, "random:512:32", bounds) == found
     assert Forecasts(None, None).of(who, "random:512:32", bounds) is None
 
 

@@ -1,12 +1,14 @@
 """The evidence about the lane: figures out of records, traces and answers."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nexus.benchmarks.lane.__main__ import main
 from nexus.benchmarks.lane.activity import Stream, both, busiest, summary
 from nexus.benchmarks.lane.answers import (
     FORCED_TOKENS,
@@ -110,6 +112,20 @@ def test_hand_over_is_from_the_pass_s_end_to_the_first_token(tmp_path: Path, end
 def test_a_trace_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DocumentError):
         read_trace(tmp_path / "none.json")
+
+
+def test_the_command_is_told_as_it_was_given(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = {"churn": {"nothing_lost": True}}
+    monkeypatch.setattr("nexus.benchmarks.lane.served.observe", lambda *_: observed)
+    words = ["server", str(tiny_model), "--table", str(SHIPPED), "--requests", "5", "--rate=9"]
+    words += ["--force", "--load-rate", "3", "--load-requests", "7", "--hf-overrides", '{"a": 1}']
+    for number, output in enumerate((["-o", "{}"], ["-o{}"], ["--output={}"])):
+        folder = tmp_path / str(number)
+        assert main([*words, *(word.format(folder) for word in output)]) == 0
+        told = json.loads((folder / "server.json").read_text())["command"]
+        assert shlex.split(told) == ["python", "-m", "nexus.benchmarks.lane", *words]
 
 
 def test_a_table_can_be_held_to_one_mode(plan: Plan) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.plans import Plans, kinds_of
 from nexus.benchmarks.systems import systems_called
 from nexus.errors import UserError
+from nexus.planner.table import read_plan, write_plan
 from nexus.profiles.schema import read_profile
 
 PROFILE = Path(__file__).parents[2] / "profiles" / "h200" / "llama-3.1-8b.yaml"
@@ -25,8 +27,15 @@ def test_each_kind_of_sharing_has_its_plan(tmp_path: Path) -> None:
     assert {plan.profile_hash for plan in (fused, split)} == {profile.hash}
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["fused_1000-25_random-1024-64.yaml", "split_1000-25_random-1024-64.yaml"]
-    again = Plans(profile, 4096, kinds, tmp_path)
-    assert [again.get(kind).hash for kind in kinds] == [fused.hash, split.hash]
+    path = tmp_path / kept[0]
+    marked = replace(fused, provenance=replace(fused.provenance, created="kept"))
+    write_plan(path, marked)
+    again = Plans(profile, 4096, kinds, tmp_path, "elsewhere/profile.yaml")
+    assert [again.get(kind) for kind in kinds] == [marked, split]
+    # Of the same profile, but for requests that are cut to another length.
+    longer = Plans(profile, 8192, kinds[:1], tmp_path).get(kinds[0])
+    assert longer.provenance.created != "kept"
+    assert "--max-model-len 8192" in read_plan(path).provenance.command
 
 
 def test_mps_is_one_more_system(tmp_path: Path) -> None:

@@ -56,14 +56,6 @@ def test_cells_are_read_back(tmp_path: Path) -> None:
     assert list(Store(store.path)) == cells
 
 
-def test_a_cell_is_found_under_its_very_setting(tmp_path: Path) -> None:
-    store = Store(tmp_path / "cells.jsonl")
-    store.add(cell())
-    assert store.find(cell().key, SETTING) == cell()
-    assert store.find(cell().key, replace(SETTING, command="nexus serve tiny --dtype x")) is None
-    assert store.find(cell(rate=3.0).key, SETTING) is None
-
-
 def test_a_run_that_was_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "cells.jsonl"
     Store(path).add(cell())

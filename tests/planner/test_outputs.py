@@ -10,11 +10,11 @@ from nexus.errors import MismatchError, UserError
 from nexus.planner.export import export_pdmux
 from nexus.planner.replay import plan_system, replay, stock_system
 from nexus.planner.report import report, write_report
-from nexus.planner.solve import make_plan
+from nexus.planner.solve import make_contest, make_plan
 from nexus.planner.table import Bounds, Plan, Workload
 from nexus.planner.verdict import describe
 from nexus.planner.workload import lengths_of, poisson
-from nexus.profiles.schema import KernelSample
+from nexus.profiles.schema import KernelSample, Provenance
 
 WORKLOAD = Workload("means", 1155.0, 211.0)
 
@@ -123,6 +123,22 @@ def test_replay_plays_plan_and_stock_on_the_same_requests(h200_profile, plan):
     assert ours.metrics.attainment > stock.metrics.attainment
     assert len(ours.curve) == len(stock.curve)
     assert any("TTFT" in line for line in ours.lines())
+
+
+def test_stock_vllm_runs_no_more_sequences_than_its_budget_holds(exact_cpu_profile):
+    """As vLLM, which refuses such a budget."""
+    by = Provenance(created="now", command="c", software={})
+    work, bounds = Workload("means", 8.0, 200.0), Bounds(2000.0, 250.0)
+    contest = make_contest(exact_cpu_profile, bounds, work, by)
+    arena = replace(contest.arena, requests=poisson(lengths_of(work), 80))
+    assert stock_system(16).max_num_seqs == 16
+    few = replace(stock_system(256), max_num_seqs=4)
+    for system, most in ((few, 4), (stock_system(256), exact_cpu_profile.engine.max_num_seqs)):
+        run = arena.play(system, 50.0, record=True)
+        assert max(event.decode_batch for event in run.events) == most
+    stock = contest.best_stock().system
+    assert stock.mode is not None
+    assert stock == stock_system(stock.mode.chunk)
 
 
 def test_replay_refuses_another_profile(cpu_profile, plan):

@@ -1,14 +1,16 @@
 """The host that schedules ahead of its device, the prefill lane, and what they cost."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nexus.planner.lane import ImaginedLane
 from nexus.planner.latency import LatencyModel, fit_model
+from nexus.planner.sequence import Sequence
 from nexus.planner.serving import MAX_PASSES, MIN_LANE_TOKENS, PASSES_AHEAD, Serving
 from nexus.planner.simulate import Run, System, simulate
 from nexus.planner.steptimes import StepTimes
@@ -112,6 +114,38 @@ def test_passes_and_steps_stay_in_their_lanes(model):
     assert any(p.start_s < s.start_s < s.end_s < p.end_s for p in passes for s in steps)
 
 
+def test_a_prompt_that_the_lane_gives_up_comes_back_when_its_pass_is_over(model):
+    """As the runtime's queue has it: the pass ends, and nothing more of the prompt is launched."""
+    lane = ImaginedLane(StepTimes(model), padded=False)
+    begun, fresh = (
+        Sequence(index, 0.0, prompt=5000, output=2, remaining=5000, rank=index) for index in (0, 1)
+    )
+    lane.add(begun)
+    lane.add(fresh)
+    assert SPLIT.mode is not None
+    made = lane.launch(SPLIT.mode, 0.0, 0.0, 4, 4000.0)
+    lane.withdraw(1024)
+    assert not lane.waits
+    assert lane.given_up() == [fresh]
+    assert lane.given_up() == []
+    lane.over(made.end_s)
+    assert lane.given_up() == [begun]
+    assert (begun.computed, begun.remaining, lane.num_prompts) == (1024, 3976, 0)
+
+
+@dataclass(frozen=True)
+class Alternating(System):
+    """A split for some decisions, then chunks for as many."""
+
+    def chooser(self):
+        count = itertools.count()
+        modes = [SPLIT.mode, Mode(mode="fused", chunk=256)]
+        return lambda _: modes[next(count) // 5 % 2]
+
+
+ALTERNATING = Alternating("alternating")
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     rows=st.lists(
@@ -127,7 +161,7 @@ def test_passes_and_steps_stay_in_their_lanes(model):
         eager_ms=st.sampled_from([0.0, 8.0]),
         result_ms=st.sampled_from([0.0, 0.3]),
     ),
-    system=st.sampled_from([STOCK, SPLIT]),
+    system=st.sampled_from([STOCK, SPLIT, ALTERNATING]),
 )
 def test_nobody_is_lost(model, rows, serving, system):
     rows = sorted(rows, key=lambda row: row[2])

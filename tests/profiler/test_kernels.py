@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.profiler.kernels import KernelRecord, kernel_class, kernel_samples, overlap_ms
+from nexus.profiler.kernels import KernelRecord, busy, kernel_class, kernel_samples
 
 NAMES = {
     "nvjet_tst_128x256_64x4_2x1_v_bz_TNT": "gemm",
@@ -44,25 +44,10 @@ def test_samples_are_a_steps_mean() -> None:
     assert {(sample.sms, sample.batch, sample.chunk) for sample in samples} == {(48, 8, 0)}
 
 
-def test_overlap_counts_time_not_kernels() -> None:
-    ms = 1_000_000
-    records = [
-        KernelRecord("a", 0, 10 * ms, stream=7),
-        KernelRecord("b", 2 * ms, 4 * ms, stream=9),
-        KernelRecord("c", 3 * ms, 5 * ms, stream=9),
-        KernelRecord("d", 9 * ms, 12 * ms, stream=9),
-        KernelRecord("e", 0, 20 * ms, stream=1),
-    ]
-    assert overlap_ms(records, 7, 9) == 4.0
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9), st.sampled_from([1, 2]))))
-def test_overlap_is_what_counting_every_instant_gives(
-    spans: list[tuple[int, int, int]],
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9))))
+def test_busy_times_are_disjoint_and_hold_every_instant_of_a_kernel(
+    spans: list[tuple[int, int]],
 ) -> None:
-    records = [KernelRecord("k", start, start + long, stream=s) for start, long, s in spans]
-    busy = {
-        stream: {t for start, long, s in spans if s == stream for t in range(start, start + long)}
-        for stream in (1, 2)
-    }
-    assert overlap_ms(records, 1, 2) * 1e6 == pytest.approx(len(busy[1] & busy[2]))
+    found = busy(KernelRecord("k", start, start + long) for start, long in spans)
+    instants = [instant for start, end in found for instant in range(start, end)]
+    assert instants == sorted({t for start, long in spans for t in range(start, start + long)})

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from nexus.errors import MismatchError, UserError
+from nexus.errors import EngineError, MismatchError, UserError
 from nexus.profiles.schema import read_profile, write_profile
 from nexus.profiles.shipped import shipped_profiles
 from nexus.runtime.machine import config_hash, this_machine
-
-pytestmark = pytest.mark.engine
 
 OPTIONS = (
     "--enforce-eager --dtype float32 --max-model-len 2048 --max-num-seqs 16"
@@ -39,6 +37,26 @@ def open_run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return open_one
 
 
+@pytest.mark.parametrize("name", ["--max-num-seqs", "--max_num_seqs"])
+def test_what_the_user_gives_is_not_overridden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nexus.profiler import session
+
+    seen: list[str] = []
+
+    def refuse(model: str, options: list[str]) -> None:
+        seen.extend(options)
+        raise EngineError("seen")
+
+    monkeypatch.setattr(session, "parse_engine", refuse)
+    for on_cpu in (False, True):
+        with pytest.raises(EngineError, match="seen"):
+            session.start_engine("m", [name, "64", "--enforce_eager"], on_cpu)
+    assert "--gpu-memory-utilization" in seen
+    assert [word for word in seen if word.endswith("seqs")] == [name] * 2
+    assert "--enforce-eager" not in seen
+
+
+@pytest.mark.engine
 def test_a_profile_of_something_else_is_refused_before_vllm_starts(
     open_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +88,7 @@ class _Interrupt:
             raise KeyboardInterrupt
 
 
+@pytest.mark.engine
 def test_a_run_is_kept_resumed_and_finished(open_run: Any, tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
     with open_run() as session, pytest.raises(KeyboardInterrupt):

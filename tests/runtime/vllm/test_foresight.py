@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nexus.runtime.vllm.foresight import Foresight, TimedPass
+from nexus.runtime.vllm.foresight import Foresight, TimedPass, TimedStep
 from nexus.runtime.vllm.lane import LanePass
 
 KEY = ("overlap-100", 512)
@@ -41,13 +41,17 @@ def passed(device: Device, begun: float, done: float, seen: Foresight) -> TimedP
     return TimedPass(KEY, events[0], LanePass(events[1]), seen.pass_over)
 
 
+def stepped(device: Device, begun: float, done: float) -> TimedStep:
+    events: list[Any] = [Event(device, begun), Event(device, done)]
+    return TimedStep(*events)
+
+
 def experienced(device: Device, step: float, work: float) -> Foresight:
     """After a pass, and steps end to end until now."""
     seen = Foresight()
-    for end in range(4):
-        event: Any = Event(device, end * step)
+    for end in range(1, 4):
         device.now = end * step
-        seen.step_launched(event)
+        seen.step_launched(stepped(device, (end - 1) * step, end * step))
     assert passed(device, device.now - work, device.now, seen).finished()
     return seen
 
@@ -55,8 +59,7 @@ def experienced(device: Device, step: float, work: float) -> Foresight:
 def test_a_pass_that_ends_during_the_step_under_way_ends_in_time(device: Device) -> None:
     seen = experienced(device, step=10, work=25)
     last = device.now
-    upcoming: Any = Event(device, last + 10)
-    seen.step_launched(upcoming)
+    seen.step_launched(stepped(device, last, last + 10))
     assert seen.ends_within(passed(device, last - 16, last + 9, seen)) is True
     late = passed(device, last - 14, last + 11, seen)
     assert (seen.ends_within(late), seen.ends_within(late, more_steps=1)) == (False, True)
@@ -71,10 +74,29 @@ def test_nothing_is_foretold_without_experience(device: Device) -> None:
     assert fresh.ends_within(passed(device, 0, 11, fresh)) is None
     seen = experienced(device, step=10, work=25)
     assert seen.ends_within(passed(device, 10, 31, seen)) is None  # no step under way
-    upcoming: Any = Event(device, device.now + 10)
-    seen.step_launched(upcoming)
+    seen.step_launched(stepped(device, device.now, device.now + 10))
     seen.forget_steps()
     assert seen.ends_within(passed(device, 10, 31, seen)) is None
+
+
+def test_time_without_steps_is_no_step_s(device: Device) -> None:
+    """Else passes would seem to end within the step after it, which would wait for them."""
+    seen = experienced(device, step=10, work=100)
+    idle = device.now + 300
+    device.now = idle + 10
+    seen.step_launched(stepped(device, idle, idle + 10))
+    device.now = idle + 15
+    seen.step_launched(stepped(device, idle + 10, idle + 20))
+    assert seen.ends_within(passed(device, idle - 40, idle + 60, seen)) is False
+    assert seen.ends_within(passed(device, idle - 85, idle + 15, seen)) is True
+
+
+def test_a_pass_may_end_within_the_first_step_after_a_time_without(device: Device) -> None:
+    seen = experienced(device, step=10, work=100)
+    idle = device.now + 300
+    device.now = idle + 1
+    seen.step_launched(stepped(device, idle, idle + 10))
+    assert seen.ends_within(passed(device, idle - 95, idle + 5, seen)) is True
 
 
 def test_a_pass_is_told_of_once(device: Device) -> None:

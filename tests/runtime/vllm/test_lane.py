@@ -95,6 +95,24 @@ def test_rows_do_not_see_each_other(llm: Any) -> None:
     assert llm.collective_rpc(_two_rows) == [True]
 
 
+def _limits_of_one_sequence(worker: Any) -> tuple[int, int]:
+    from nexus.runtime.vllm.lane import PrefillLane
+
+    config = worker.model_runner.vllm_config
+    scheduling = config.scheduler_config
+    before = scheduling.max_num_seqs, scheduling.max_num_batched_tokens
+    scheduling.max_num_seqs, scheduling.max_num_batched_tokens = 1, 5000
+    try:
+        return PrefillLane(worker.model_runner).max_tokens, config.model_config.max_model_len
+    finally:
+        scheduling.max_num_seqs, scheduling.max_num_batched_tokens = before
+
+
+def test_a_pass_is_no_longer_than_its_rows_can_be(llm: Any) -> None:
+    ((max_tokens, max_model_len),) = llm.collective_rpc(_limits_of_one_sequence)
+    assert max_tokens == max_model_len < 5000
+
+
 def _steps_after_lane(worker: Any) -> None:
     from nexus.runtime.vllm.lane import PrefillLane
     from nexus.runtime.vllm.rows import Row

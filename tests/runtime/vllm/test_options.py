@@ -4,7 +4,15 @@ import pytest
 
 from nexus.errors import EngineError
 from nexus.profiles.schema import Engine, Model
-from nexus.runtime.vllm.options import one_line, parse_engine, parse_serve, with_defaults
+from nexus.runtime.vllm.options import (
+    given,
+    one_line,
+    parse_engine,
+    parse_serve,
+    spelled,
+    value_of,
+    with_defaults,
+)
 
 MODEL = Model("m", "0" * 16, "bfloat16", 2, 64, 2, 1, 32, 4096)
 ENGINE = Engine(1024, 64, 16, 100_000, enforce_eager=True)
@@ -39,6 +47,20 @@ def test_what_the_user_gives_wins(given: list[str]) -> None:
     assert value(options, "--dtype") == "float16"
     assert value(options, "--max-num-seqs") is None
     assert parse_serve("m", options).max_num_seqs == 8
+
+
+def test_an_option_is_known_in_any_spelling() -> None:
+    assert spelled("--max_num-seqs=8") == "--max-num-seqs"
+    assert spelled("-tp=2") == "-tp"
+    assert spelled("a_value") == "a_value"
+    options = ["--max_num_seqs", "8", "--dtype=float32", "--max-num-seqs=4", "--enforce_eager"]
+    assert given(options, "--max-num-seqs")
+    assert given(options, "--no-enforce-eager", "--enforce-eager")
+    assert not given(options, "--max-num-batched-tokens")
+    assert value_of(options, "--max-num-seqs") == "4"  # the last counts, as to vLLM
+    assert parse_serve("m", options).max_num_seqs == 4
+    assert value_of(options, "--dtype") == "float32"
+    assert value_of(options, "--port") is None
 
 
 def test_a_config_file_is_not_overridden_in_silence() -> None:

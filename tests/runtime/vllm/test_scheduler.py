@@ -169,6 +169,33 @@ def test_short_prompts_pass_a_half_done_long_one(
     assert driver.tokens == stock.tokens
 
 
+def test_a_half_done_prompt_does_not_wait_for_one_that_there_is_no_room_for(
+    open_engine: Any, make_plan: Any
+) -> None:
+    """16 blocks of 128: 7 decode, 9 are half a prompt's, and both need one more."""
+    with open_engine(make_plan((16,)), num_gpu_blocks_override=17) as llm:
+        driver = Stepper(llm)
+        driver.add("decodes", list(range(3, 383)) * 2, arrival_s=0.0, max_tokens=300)
+        while "decodes" not in driver.tokens:
+            driver.step()
+        driver.add("half done", list(range(5, 505)) * 2 + [7] * 270, arrival_s=0.0)
+        pool = driver.scheduler.kv_cache_manager.block_pool
+        for _ in range(80):
+            driver.step()
+            if pool.get_num_free_blocks() == 0:
+                break
+        assert pool.get_num_free_blocks() == 0
+        driver.add("short", [11] * 100, arrival_s=0.0)
+        for _ in range(600):
+            driver.step()
+        assert not driver.engine.has_unfinished_requests()
+    assert {name: len(tokens) for name, tokens in driver.tokens.items()} == {
+        "decodes": 300,
+        "half done": 4,
+        "short": 4,
+    }
+
+
 @pytest.mark.parametrize(("aging", "starves"), [(500.0, False), (0.0, True)])
 def test_aging_ends_a_long_prompt_s_wait(
     open_engine: Any, make_plan: Any, aging: float, starves: bool
