@@ -1,6 +1,7 @@
 """What each mode gives in each state: time between tokens, and both phases' rates."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from nexus.profiles.schema import Profile, held_in
 SMALLEST_CHUNK = 16  # below it a step holds hardly any work, and every prompt takes many
 
 _NEARLY_AS_FAST = 0.97
+_BETWEEN = (0.25, 0.5, 0.75)  # of the way from a measured chunk to the next
+_CHUNK_STEP = 32
+_CLOSE = 2  # times as large, at most, is a next chunk that others lie between
+_FINE_BELOW = 1024
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,11 @@ class Outcomes:
 
 
 def fused_modes(profile: Profile) -> list[Mode]:
-    """One mode for each chunk that was measured and that the engine can run."""
+    """One mode for each chunk that was measured and that the engine can run, and some between.
+
+    A step's time between two measured chunks is known from both: how many tokens just fit
+    under a bound is worth more than to have run that very chunk.
+    """
     most = profile.engine.max_num_batched_tokens
     chunks = {
         min(sample.chunk, most)
@@ -57,7 +66,13 @@ def fused_modes(profile: Profile) -> list[Mode]:
         and sample.prefill_sms == profile.machine.sms
         and SMALLEST_CHUNK <= sample.chunk <= most
     }
-    return [Mode(mode="fused", chunk=chunk) for chunk in sorted(chunks)]
+    between = {
+        round((low + (high - low) * part) / _CHUNK_STEP) * _CHUNK_STEP
+        for low, high in pairwise(sorted(chunks))
+        for part in _BETWEEN
+        if low * _CLOSE >= high and high <= _FINE_BELOW
+    }
+    return [Mode(mode="fused", chunk=chunk) for chunk in sorted(chunks | between)]
 
 
 def shared_modes(profile: Profile, model: LatencyModel, decode_batch: float) -> list[Mode]:

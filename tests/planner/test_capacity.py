@@ -137,3 +137,13 @@ def test_regret_is_small(h200_profile):
 
     assert len(modes) <= len(contest.fused) + 4
     assert worth(modes) >= 0.97 * worth(every)
+
+
+def test_chunks_between_measured_ones_are_modes_too(h200_profile) -> None:
+    """Up to 1024: 512 and the decodes are more than a step of 25 ms holds, 256 far less."""
+    chunks = [mode.chunk for mode in fused_modes(h200_profile)]
+    measured = {s.chunk for s in h200_profile.samples if s.mode == "prefill"}
+    assert measured <= set(chunks)
+    assert chunks == sorted(set(chunks))
+    assert {320, 384, 448, 640} <= set(chunks) - measured
+    assert [chunk for chunk in chunks if chunk > 1024] == sorted(c for c in measured if c > 1024)

@@ -30,6 +30,11 @@ def shared(h200_profile) -> Plan:
     return make_plan(h200_profile, Bounds(500.0, 20.0), Workload("means", 1155.0, 400.0))
 
 
+@pytest.fixture(scope="module")
+def paper(h200_profile) -> Plan:
+    return make_plan(h200_profile, Bounds(500.0, 15.0), WORKLOAD, policy="nexus-paper")
+
+
 def test_the_plan_is_not_worse_than_what_it_was_played_against(plan):
     said = plan.prediction
     assert said.capacity_per_s >= 0.97 * said.best_fixed_capacity_per_s
@@ -65,8 +70,7 @@ def test_a_fixed_plan_is_one_mode(h200_profile):
     assert "one mode for all loads" in describe(plan, h200_profile)
 
 
-def test_the_papers_policy_only_splits(h200_profile, plan):
-    paper = make_plan(h200_profile, Bounds(500.0, 15.0), WORKLOAD, policy="nexus-paper")
+def test_the_papers_policy_only_splits(paper, plan):
     assert {mode.mode for mode in paper.modes.values()} == {"split"}
     assert paper.prediction.capacity_per_s <= plan.prediction.capacity_per_s * 1.01
 
@@ -76,14 +80,14 @@ def test_the_papers_policy_needs_splits(cpu_profile):
         make_plan(cpu_profile, Bounds(9000.0, 250.0), WORKLOAD, policy="nexus-paper")
 
 
-def test_pdmux_yaml_is_what_sglang_reads(shared):
-    text = export_pdmux(shared)
+def test_pdmux_yaml_is_what_sglang_reads(paper):
+    text = export_pdmux(paper)
     said = yaml.safe_load(text)
     assert said["sm_group_num"] == len(said["manual_divisions"]) + 2
     thresholds = [row[2] for row in said["manual_divisions"]]
     assert thresholds[0] == 0
     assert thresholds == sorted(set(thresholds))
-    assert all(p + d <= shared.machine.sms for p, d, _ in said["manual_divisions"])
+    assert all(p + d <= paper.machine.sms for p, d, _ in said["manual_divisions"])
     assert "cannot say" in text
 
 
