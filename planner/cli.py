@@ -135,7 +135,7 @@ def plan(
         return
     write_plan(output, made)
     typer.echo(describe(made, measured))
-    typer.echo(f"wrote {output}: {len(made.rows)} states, modes {', '.join(made.modes)}")
+    typer.echo(f"wrote {output}: {len(made.rows)} states, {len(made.modes)} modes")
 
 
 def _export(made: Plan, output: Path) -> None:
