@@ -15,6 +15,9 @@ import torch
 from nexus.errors import PartitionError
 from nexus.runtime.partition.base import Cut, Partition, choose_cut, choose_side, side_sizes
 
+FINE_STEP = 2
+_IGNORE_COSCHEDULING = 1  # the driver's flag, which releases of cuda-bindings name differently
+
 
 @dataclass(frozen=True)
 class Lanes:
@@ -45,7 +48,8 @@ class Side:
         """The side's stream of ``priority`` (0 is lowest, negative is higher)."""
         if priority not in self._streams:
             owner = self._create(priority)
-            stream = torch.cuda.ExternalStream(int(owner.handle), device=self._device)
+            handle = int(getattr(owner, "handle", owner))
+            stream = torch.cuda.ExternalStream(handle, device=self._device)
             self._streams[priority] = (owner, stream)
         return self._streams[priority][1]
 
@@ -53,7 +57,8 @@ class Side:
         """Free the streams and the context; their work must be done."""
         for owner, stream in self._streams.values():
             stream.synchronize()
-            owner.close()
+            if hasattr(owner, "close"):
+                owner.close()
         self._streams = {}
         self._close()
 
@@ -65,16 +70,18 @@ class GreenContexts:
     48)`` also serves ``alone(48)``, whose SMs are the same.
     """
 
-    def __init__(self, device: int | None = None) -> None:
-        """``device`` is the torch device index, by default the current one.
+    def __init__(self, device: int | None = None, *, fine: bool = False) -> None:
+        """``fine`` cuts in steps of 2 SMs, without thread-block clusters' guarantees.
 
-        Raises PartitionError where the GPU, its driver or a package lacks green contexts.
+        ``device`` is the torch device index, by default the current one. Raises
+        PartitionError where the GPU, its driver or a package lacks green contexts.
         """
         self._index = torch.cuda.current_device() if device is None else device
+        self._fine = fine
         self._device = _open_device(self._index)
         resource = _sm_resource(self._device)
         self.total_sms = int(resource.sm_count)
-        self.step = max(1, int(resource.coscheduled_alignment))
+        self.step = FINE_STEP if fine else max(1, int(resource.coscheduled_alignment))
         lowest, highest = torch.cuda.Stream.priority_range()
         self.lowest_priority, self.highest_priority = int(lowest), int(highest)
         self._cuts: dict[int, tuple[Side, Side]] = {}
@@ -124,8 +131,9 @@ class GreenContexts:
 
     def _cut(self, group_sms: int) -> tuple[Side, Side]:
         if group_sms not in self._cuts:
+            make = _fine_cut if self._fine else _coarse_cut
             try:
-                self._cuts[group_sms] = _cut_device(self._device, self._index, group_sms)
+                self._cuts[group_sms] = make(self._device, self._index, group_sms)
             except RuntimeError as error:
                 reason = f"cannot give a green context of {group_sms} SMs: {error}"
                 raise PartitionError(f"the driver {reason}") from error
@@ -157,7 +165,7 @@ def _sm_resource(device: Any) -> Any:
         ) from error
 
 
-def _cut_device(device: Any, index: int, group_sms: int) -> tuple[Side, Side]:
+def _coarse_cut(device: Any, index: int, group_sms: int) -> tuple[Side, Side]:
     from cuda.core import ContextOptions, SMResourceOptions, StreamOptions
 
     groups, rest = device.resources.sm.split(SMResourceOptions(count=group_sms))
@@ -172,3 +180,37 @@ def _cut_device(device: Any, index: int, group_sms: int) -> tuple[Side, Side]:
         )
 
     return side(groups[0]), side(rest)
+
+
+def _fine_cut(_device: Any, index: int, group_sms: int) -> tuple[Side, Side]:
+    """As ``_coarse_cut``, by the driver's own calls: cuda.core passes no such flag."""
+    from cuda.bindings import driver as cu
+
+    kind = cu.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
+    gpu = _checked(cu.cuDeviceGet(index))
+    whole = _checked(cu.cuDeviceGetDevResource(gpu, kind))
+    groups, _, rest = _checked(
+        cu.cuDevSmResourceSplitByCount(1, whole, _IGNORE_COSCHEDULING, group_sms)
+    )
+
+    def side(resource: Any) -> Side:
+        desc = _checked(cu.cuDevResourceGenerateDesc([resource], 1))
+        default = cu.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM
+        context = _checked(cu.cuGreenCtxCreate(desc, gpu, int(default)))
+        nonblocking = int(cu.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        return Side(
+            int(resource.sm.smCount),
+            index,
+            lambda priority: _checked(cu.cuGreenCtxStreamCreate(context, nonblocking, priority)),
+            lambda: _checked(cu.cuGreenCtxDestroy(context)),
+        )
+
+    return side(groups[0]), side(rest)
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """A driver call's values; raises RuntimeError with the driver's error name."""
+    status, *values = result
+    if int(status) != 0:
+        raise RuntimeError(str(status))
+    return values[0] if len(values) == 1 else tuple(values) or None

@@ -185,3 +185,18 @@ def graph_contexts(graph: int) -> set[int]:
         if checked(cu.cuGraphNodeGetType(node))[0] == kernel:
             contexts.add(int(checked(cu.cuGraphKernelNodeGetParams(node))[0].ctx))
     return contexts
+
+
+def stream_context(stream: torch.cuda.Stream) -> int:
+    """Address of the CUDA context (green or primary) that ``stream`` belongs to."""
+    from cuda.bindings import driver as cu
+
+    handle = cu.CUstream(stream.cuda_stream)
+    status, green = cu.cuStreamGetGreenCtx(handle)
+    if int(status) == 0 and int(green):
+        status, context = cu.cuCtxFromGreenCtx(green)
+    else:
+        status, context = cu.cuStreamGetCtx(handle)
+    if int(status) != 0:
+        raise RuntimeError(str(status))
+    return int(context)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -10,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from nexus.errors import PartitionError  # noqa: E402
 from nexus.runtime.partition.green import GreenContexts  # noqa: E402
-from nexus.runtime.partition.verify import SmReader  # noqa: E402
+from nexus.runtime.partition.verify import SmReader, stream_context  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -25,20 +24,6 @@ def contexts() -> Iterator[GreenContexts]:
 @pytest.fixture(scope="module")
 def reader() -> SmReader:
     return SmReader()
-
-
-def context_of(stream: Any) -> int:
-    """Address of the CUDA context (green or primary) that ``stream`` belongs to."""
-    from cuda.bindings import driver as cu
-
-    handle = cu.CUstream(stream.cuda_stream)
-    status, green = cu.cuStreamGetGreenCtx(handle)
-    if int(status) == 0 and int(green):
-        status, context = cu.cuCtxFromGreenCtx(green)
-    else:
-        status, context = cu.cuStreamGetCtx(handle)
-    assert int(status) == 0, status
-    return int(context)
 
 
 def test_every_split_is_disjoint_and_as_large_as_it_says(
@@ -68,14 +53,23 @@ def test_every_listed_size_is_given(contexts: GreenContexts, reader: SmReader) -
         assert len(reader.sms_of(lanes.decode)) == sms
 
 
+def test_two_sm_steps(reader: SmReader) -> None:
+    contexts = GreenContexts(fine=True)
+    for decode in (2, 6, 30):
+        evidence = reader.examine(contexts.split(contexts.total_sms - decode, decode))
+        assert len(evidence.decode) == decode
+        assert not evidence.prefill & evidence.decode
+    contexts.close()
+
+
 def test_a_graph_keeps_the_sms_it_was_captured_on(
     contexts: GreenContexts, reader: SmReader
 ) -> None:
     lanes = contexts.split(contexts.total_sms - 48, 48)
     sms, nodes = reader.sms_of_graph(lanes.decode, replayed_on=lanes.prefill)
     assert sms == reader.sms_of(lanes.decode)
-    assert nodes == {context_of(lanes.decode)}
-    assert context_of(lanes.decode) != context_of(lanes.prefill)
+    assert nodes == {stream_context(lanes.decode)}
+    assert stream_context(lanes.decode) != stream_context(lanes.prefill)
 
 
 def test_equal_requests_share_streams(contexts: GreenContexts) -> None:
