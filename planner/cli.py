@@ -135,7 +135,8 @@ def plan(
         return
     write_plan(output, made)
     typer.echo(describe(made, measured))
-    typer.echo(f"wrote {output}: {len(made.rows)} states, {len(made.modes)} modes")
+    modes = f"{len(made.modes)} mode{'' if len(made.modes) == 1 else 's'}"
+    typer.echo(f"wrote {output}: {len(made.rows)} states, {modes}")
 
 
 def _export(made: Plan, output: Path) -> None:
