@@ -146,16 +146,18 @@ def _told(judged: Sequence[Duel], every: Sequence[Duel], words: Words) -> str:
 
 def _ratios(runs: Sequence[Duel]) -> str:
     """Least and most, such as ``0.97× (...), most 1.10× (...)``."""
-    best, worst = min(runs, key=_ratio), max(runs, key=_ratio)
-    most = f", most {worst.ratio:.2f}× ({_where(worst)})" if worst is not best else ""
-    return f"{best.ratio:.2f}× ({_where(best)}){most}"
+    return _best_and_worst(runs, _ratio, "most")
 
 
 def _gains(runs: Sequence[Duel]) -> str:
     """How many times lower: most and least."""
+    return _best_and_worst(runs, lambda duel: 1 / duel.ratio, "least")
+
+
+def _best_and_worst(runs: Sequence[Duel], times: Callable[[Duel], float], last: str) -> str:
     best, worst = min(runs, key=_ratio), max(runs, key=_ratio)
-    least = f", least {1 / worst.ratio:.2f}× ({_where(worst)})" if worst is not best else ""
-    return f"{1 / best.ratio:.2f}× ({_where(best)}){least}"
+    told = f"{times(best):.2f}× ({_where(best)})"
+    return told if worst is best else f"{told}, {last} {times(worst):.2f}× ({_where(worst)})"
 
 
 def _ratio(duel: Duel) -> float:

@@ -13,8 +13,7 @@ from nexus.benchmarks.systems import System
 from nexus.benchmarks.workloads import requests_at
 from nexus.planner.goodput import GOOD_SHARE
 from nexus.planner.latency import fit_model
-from nexus.planner.replay import stock_system
-from nexus.planner.simulate import Run, simulate
+from nexus.planner.simulate import Run, simulate, stock_system
 from nexus.planner.simulate import System as Imagined
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Plan

@@ -201,7 +201,8 @@ def simulate(
     Example: nexus simulate plan.yaml --trace azure_conv.csv --rate 16 --stock 8192
     """
     from nexus.planner.chrome import chrome_trace as trace_of
-    from nexus.planner.replay import plan_system, replay, stock_system
+    from nexus.planner.replay import plan_system, replay
+    from nexus.planner.simulate import stock_system
 
     order: PrefillOrder = prefill_order.value
     if chrome_trace is not None and chrome_trace.resolve() == plan.resolve():

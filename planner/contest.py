@@ -10,8 +10,7 @@ from nexus.planner.fit import Floats
 from nexus.planner.frontier import States
 from nexus.planner.goodput import USUAL_LOAD, Arena
 from nexus.planner.partitions import best_partitions
-from nexus.planner.replay import stock_system
-from nexus.planner.simulate import System
+from nexus.planner.simulate import System, stock_system
 from nexus.planner.table import Bounds, Mode, Plan, Table
 from nexus.planner.workload import Requests
 

@@ -9,8 +9,8 @@ from plotly.subplots import make_subplots
 from nexus.planner.contest import Contest
 from nexus.planner.frontier import pareto
 from nexus.planner.goodput import GOOD_SHARE
-from nexus.planner.replay import plan_system, stock_system
-from nexus.planner.simulate import System
+from nexus.planner.replay import plan_system
+from nexus.planner.simulate import System, stock_system
 from nexus.planner.table import Mode, Plan
 from nexus.profiles.schema import Profile, Sample
 

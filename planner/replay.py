@@ -10,7 +10,7 @@ from nexus.planner.latency import fit_model
 from nexus.planner.metrics import Metrics
 from nexus.planner.simulate import Run, System
 from nexus.planner.steptimes import StepTimes
-from nexus.planner.table import Mode, Plan
+from nexus.planner.table import Plan
 from nexus.planner.workload import Lengths, Requests, poisson
 from nexus.profiles.schema import Profile
 from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, PrefillOrder
@@ -61,15 +61,6 @@ def plan_system(
         (mode,) = plan.modes.values()
         return System("plan", mode, order="fcfs", shares=plan.shares)
     return System("plan", plan=plan, order=order, aging_tokens_per_s=aging_tokens_per_s)
-
-
-def stock_system(chunk: int) -> System:
-    """Stock vLLM with ``--max-num-batched-tokens chunk``.
-
-    It refuses a budget that does not hold a token of every sequence, so it runs no more of them.
-    """
-    mode = Mode(mode="fused", chunk=chunk)
-    return System(f"vllm-{chunk}", mode, order="fcfs", stock=True, max_num_seqs=chunk)
 
 
 def replay(

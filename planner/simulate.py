@@ -53,6 +53,15 @@ class System:
         return choose
 
 
+def stock_system(chunk: int) -> System:
+    """Stock vLLM with ``--max-num-batched-tokens chunk``.
+
+    It refuses a budget that does not hold a token of every sequence, so it runs no more of them.
+    """
+    mode = Mode(mode="fused", chunk=chunk)
+    return System(f"vllm-{chunk}", mode, order="fcfs", stock=True, max_num_seqs=chunk)
+
+
 @dataclass(frozen=True)
 class Run:
     """One simulated run; arrays of shape (n,) are by request, in seconds.

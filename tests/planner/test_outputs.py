@@ -8,8 +8,9 @@ import yaml
 
 from nexus.errors import MismatchError, UserError
 from nexus.planner.export import export_pdmux
-from nexus.planner.replay import plan_system, replay, stock_system
+from nexus.planner.replay import plan_system, replay
 from nexus.planner.report import report, write_report
+from nexus.planner.simulate import stock_system
 from nexus.planner.solve import make_contest, make_plan
 from nexus.planner.table import Bounds, Plan, Workload
 from nexus.planner.verdict import describe
