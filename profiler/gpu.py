@@ -159,7 +159,7 @@ class Meter:
         """Both phases in steady state: a pass always queued, decode steps one ahead."""
         self._steps.begin(point.decode_batch, point.decode_context, CORUN_STEPS)
         row = self._row(point)
-        self._move_lane(lanes.prefill, point.chunk)
+        self._move_lane(lanes, point.chunk)
         decodes: list[torch.cuda.Event] = []
         passes: list[LanePass] = []
         with self._on(point, lanes):
@@ -201,7 +201,7 @@ class Meter:
         self._steps.begin(point.decode_batch, point.decode_context, MAX_REPEATS + WARM_UP)
         if point.mode == "prefill":
             row = self._row(point)
-            self._move_lane(lanes.prefill, point.chunk)
+            self._move_lane(lanes, point.chunk)
 
             def run_pass() -> torch.cuda.Event:
                 done = self._lane.forward([row]).done
@@ -217,12 +217,12 @@ class Meter:
 
         return run_step
 
-    def _move_lane(self, stream: torch.cuda.Stream, chunk: int) -> None:
-        """Passes of ``chunk`` tokens on ``stream``, as the graphs that the server has."""
-        if stream != self._lane.stream:
+    def _move_lane(self, lanes: Lanes, chunk: int) -> None:
+        """Passes of ``chunk`` tokens on ``lanes``, as the graphs that the server has."""
+        if lanes.prefill != self._lane.stream:
             self._lane.forget_graphs()
             torch.cuda.empty_cache()  # what one stream has freed, another cannot use
-        self._lane.move_to(stream)
+        self._lane.move_to(lanes.prefill, lanes.partition.prefill_sms)
         self._lane.capture([chunk])
 
     def _row(self, point: Point) -> Row:
@@ -253,7 +253,7 @@ class Meter:
         if point.decode_batch and sms < self.contexts.total_sms:
             key = lanes.decode.cuda_stream
             if key not in self._graphs:
-                self._graphs[key] = self._decode.capture(lanes.decode, self._sizes)
+                self._graphs[key] = self._decode.capture(lanes.decode, sms, self._sizes)
             graphs = self._graphs[key]
         return self._decode.on(lanes.decode, graphs)
 

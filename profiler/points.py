@@ -151,8 +151,8 @@ def gpu_points(sizes: Sequence[int], limits: Limits) -> Grid:
         *(point for load in loads[4:] for point in _shared(total, prefill_side, load, 1024, 0)),
         *_solo(total, chunks[1:], (4096, 16384), [1, 8, 32, 64, 128, 256], (128, 4096, 16384)),
         *_fused(total, [512, 2048], [32, 128], (1024,), (4096, 16384)),
-        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 512, 0)),
         *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 2048, 0)),
+        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 512, 0)),
         *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 1024, 8192)),
         *(point for load in loads for point in _fused(total, [4096, 8192], *_load(load), (0,))),
         *(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nexus.errors import EngineError
+from nexus.runtime.partition.gemms import sized_for
 
 
 class DecodeLane:
@@ -30,10 +31,10 @@ class DecodeLane:
         self._stock_graphs = runner.cudagraph_manager
         self._last = self._stock_stream
 
-    def capture(self, stream: torch.cuda.Stream, batch_sizes: Sequence[int]) -> Any:
-        """Decode graphs for ``stream``, padded to each of ``batch_sizes``, as a new set.
+    def capture(self, stream: torch.cuda.Stream, sms: int, batch_sizes: Sequence[int]) -> Any:
+        """Decode graphs for ``stream``, which has ``sms`` SMs, padded to each of ``batch_sizes``.
 
-        Hand them to ``on``. Takes about as long as vLLM's own capture of as many sizes.
+        A new set: hand it to ``on``. Takes about as long as vLLM's own capture of as many sizes.
         """
         graphs = self._graph_set(batch_sizes)
         runner = self._runner
@@ -44,7 +45,8 @@ class DecodeLane:
         runner.cudagraph_manager = graphs
         self._last.synchronize()
         try:
-            runner.capture_model()
+            with sized_for(sms):
+                runner.capture_model()
         finally:
             torch.cuda.graph.default_capture_stream = before
             runner.cudagraph_manager = self._stock_graphs

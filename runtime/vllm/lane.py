@@ -11,7 +11,7 @@ returns.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from vllm.forward_context import set_forward_context
 from vllm.v1.worker import workspace
 
+from nexus.runtime.partition.gemms import sized_for
 from nexus.runtime.vllm.lane_attention import Attention, LaneAttention
 from nexus.runtime.vllm.pass_inputs import PassInputs, PassTensors
 from nexus.runtime.vllm.rows import FlatRows, Row, flatten
@@ -58,7 +59,7 @@ class PrefillLane:
     def __init__(self, runner: Any, stream: torch.cuda.Stream | None = None) -> None:
         """``runner`` is the worker's model runner, with its KV cache in place.
 
-        ``stream`` defaults to the current one. Raises EngineError for a model or option
+        ``stream`` defaults to the current one, over all SMs. Raises EngineError for a model or option
         that the lane cannot serve.
         """
         refuse_unsupported(runner.vllm_config)
@@ -82,6 +83,7 @@ class PrefillLane:
         self._sizes: dict[torch.cuda.Stream, list[int]] = {}
         self._pool: Any = None
         self.stream = stream
+        self._sms: int | None = None
         if stream is None and self._device.type == "cuda":
             self.stream = torch.cuda.current_stream(self._device)
 
@@ -95,11 +97,14 @@ class PrefillLane:
         """Graphs made, on all streams."""
         return sum(map(len, self._graphs.values()))
 
-    def move_to(self, stream: torch.cuda.Stream) -> None:
-        """Run later passes on ``stream``, after those already launched; does not wait."""
+    def move_to(self, stream: torch.cuda.Stream, sms: int) -> None:
+        """Run later passes on ``stream``, which has ``sms`` SMs, after those already launched.
+
+        Does not wait.
+        """
         if self.stream is not None and self.stream != stream:
             stream.wait_stream(self.stream)
-        self.stream = stream
+        self.stream, self._sms = stream, sms
 
     @torch.inference_mode()
     def capture(self, sizes: Sequence[int]) -> None:
@@ -211,8 +216,13 @@ class PrefillLane:
         hidden_states: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden_states
 
-    def _on_stream(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        if self.stream is None:
+            yield
+            return
+        with torch.cuda.stream(self.stream), sized_for(self._sms):
+            yield
 
     @contextmanager
     def _own_workspace(self) -> Iterator[None]:

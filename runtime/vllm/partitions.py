@@ -98,8 +98,9 @@ class Partitions(Launcher):
 
     def launch(self, mode: Mode, rows: Sequence[Row], *, fresh_context: bool) -> Pass:
         """Launch a pass on the prefill SMs of ``mode``."""
-        stream = self._places[mode.name].lanes.prefill
-        self._lane.move_to(stream)
+        lanes = self._places[mode.name].lanes
+        stream = lanes.prefill
+        self._lane.move_to(stream, lanes.partition.prefill_sms)
         after = None
         if fresh_context:
             after = torch.cuda.Event()
@@ -208,7 +209,9 @@ class Partitions(Launcher):
             }
             most = int(config.scheduler_config.max_num_seqs)
             sizes = graph_sizes(plan, names, [size for size in stock if size <= most])
-            graphs = self._decode.capture(lanes.decode, sizes) if sizes else None
+            graphs = None
+            if sizes:
+                graphs = self._decode.capture(lanes.decode, mode.decode_sms, sizes)
             self._graphs[key] = (graphs, max(sizes, default=0))
         return self._graphs[key]
 
@@ -216,7 +219,7 @@ class Partitions(Launcher):
         """Graphs of every pass; the first on a stream also allocates what libraries need."""
         for mode in modes:
             chunk = min(mode.chunk, self._lane.max_tokens)
-            self._lane.move_to(self._places[mode.name].lanes.prefill)
+            self._lane.move_to(self._places[mode.name].lanes.prefill, mode.prefill_sms)
             self._lane.capture(pass_sizes(chunk))
 
 

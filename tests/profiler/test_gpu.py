@@ -81,8 +81,10 @@ def _tokens_of_confined_steps(worker: Any) -> list[list[Any]]:
 
     contexts = GreenContexts()
     lane, steps, runs = DecodeLane(worker.model_runner), Kept(worker), []
-    streams = [contexts.alone(sms).decode for sms in (contexts.total_sms, 48, 16)]
-    graph_sets = [None, *(lane.capture(stream, [1, 2, 4]) for stream in streams[1:])]
+    sides = (contexts.total_sms, 48, 16)
+    streams = [contexts.alone(sms).decode for sms in sides]
+    captures = zip(streams[1:], sides[1:], strict=True)
+    graph_sets = [None, *(lane.capture(stream, sms, [1, 2, 4]) for stream, sms in captures)]
     for stream, graphs in zip(streams, graph_sets, strict=True):
         kept: list[Any] = []
         steps.begin(4, 50, 20)
