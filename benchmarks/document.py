@@ -272,9 +272,9 @@ def _prediction(pairs: Sequence[Pair]) -> str:
         f"`nexus simulate`'s model of the same requests. Near enough is within "
         f"{MEDIAN_WITHIN:.0%} at the median and {TAIL_WITHIN:.0%} at the 95th percentile, of TTFT "
         f"and of TBT, up to 90 % of the simulated capacity: {sum(p.good for p in judged)} of "
-        f"{len(judged)} runs. Three of these are what it was fitted to: vllm-512 on azure_conv at "
-        "16/s (45 s of arrivals) for what a server adds to a profile's steps, nexus-spf-plan for "
-        "500/15 there at 4/s for what a pass of the lane takes more in a server, and nexus-mps "
-        "there at 12/s for the way through its router."
+        f"{len(judged)} runs. Fitted to runs is what a server adds to a profile's steps (vllm-512 "
+        "on azure_conv at 16/s, 45 s of arrivals), what a pass of the lane takes more in a server "
+        "(nexus-spf-plan for 500/15 there at 4/s), and the way through the router of MPS "
+        "(nexus-mps there at 12/s). A plan whose profile is not at hand is left out."
     )
     return f"## Predicted and measured\n\n{told}\n\n{markdown(head, rows)}"

@@ -84,11 +84,11 @@ class Predictor:
         return Pair(cell, told.ttft_ms, told.tbt_ms, overloaded(harder))
 
     def _forecast(self, cell: Cell, plan: Plan | None) -> Forecast | None:
-        """With the profile that the plan was made from, or the model's where that is not here."""
+        """With the profile that the plan was made from; for stock vLLM, the model's."""
         setting = cell.setting
         profile = self._usual.get(setting.model_hash)
         if plan is not None:
-            profile = self._profiles.get(plan.profile_hash, profile)
+            profile = self._profiles.get(plan.profile_hash)
         if profile is None:
             return None
         words = tuple(setting.command.split())

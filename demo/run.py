@@ -64,7 +64,7 @@ def _demo() -> None:
     _heading("1/4", "measure how long this machine's steps take")
     options = ("--minutes", str(MINUTES), "--force", "-o", str(profile))
     _nexus("profile", model, *options)
-    _heading("2/4", "plan: which chunk of prompt to run beside which load")
+    _heading("2/4", "plan: how large a batch to run at which load")
     _plan(profile, table)
     _heading("3/4", "serve with that plan, and ask")
     plan = read_plan(table)

@@ -1,7 +1,8 @@
 """The time of a step on a fixed number of SMs, as a sum of non-negative physical terms.
 
 - tokens of the step, as a rising piecewise-linear curve that bends at measured values
-  (weights and GEMMs: memory-bound first, compute-bound after, in steps),
+  (weights and GEMMs: memory-bound first, compute-bound after, and then in whole tiles: on a
+  GPU some tokens more than a multiple of the tile cost as much as the next multiple),
 - attention of the prefill chunk, ``chunk * (context + chunk / 2)``, and reading its context,
 - sequences that decode, their KV tokens and their mean context.
 """
@@ -24,10 +25,16 @@ from nexus.planner.fit import (
 from nexus.planner.shape import Ranges, Shape
 from nexus.profiles.schema import Sample
 
+GPU_TILE = 32  # tokens; an H200's matrix products jump at every other multiple, and at some more
+_UNTILED = 256  # up to so many tokens, reading the weights takes longest
+
 
 @dataclass(frozen=True)
 class StepCurve:
-    """The time of one phase, or of fused steps, on a fixed number of SMs."""
+    """The time of one phase, or of fused steps, on a fixed number of SMs.
+
+    Steps with prompt tokens are computed in multiples of ``tile`` tokens.
+    """
 
     base_ms: float
     prefill_ms: float
@@ -38,6 +45,7 @@ class StepCurve:
     kv_tokens: float
     decode_context: float
     ranges: Ranges
+    tile: int = 1
 
     def predict(self, shape: Shape) -> tuple[Floats, Bools]:
         """Milliseconds, and where ``shape`` is outside of what was measured.
@@ -57,7 +65,7 @@ class StepCurve:
         return np.asarray(
             self.base_ms
             + self.prefill_ms * (shape.chunk > 0)
-            + self.tokens(shape.chunk + shape.decode_batch)
+            + self.tokens(_tiled(shape, self.tile))
             + self.batch(shape.decode_batch)
             + self.attention * shape.chunk * (shape.prefill_context + shape.chunk / 2)
             + self.prefill_context * np.maximum(shape.prefill_context, 0.0)
@@ -66,20 +74,47 @@ class StepCurve:
         )
 
 
-def fit_curve(samples: Sequence[Sample], ms: Floats, weights: Floats, ranges: Ranges) -> StepCurve:
-    """Fit one curve; ``samples``, ``ms`` and ``weights`` correspond."""
-    shape = Shape.of_samples(samples)
+def _tiled(shape: Shape, tile: int) -> Floats:
     total = shape.chunk + shape.decode_batch
+    whole = np.ceil(total / tile) * tile
+    return np.where((shape.chunk > 0) & (total > _UNTILED), whole, total)
+
+
+def tiled_tokens(most: int, tile: int) -> list[int]:
+    """What a step with prompt tokens computes, for each number of tokens up to ``most``."""
+    return [-(-n // tile) * tile if n > _UNTILED else n for n in range(most + 1)]
+
+
+def fit_curve(
+    samples: Sequence[Sample],
+    ms: Floats,
+    weights: Floats,
+    ranges: Ranges,
+    tile: int = 1,
+    alike: StepCurve | None = None,
+) -> StepCurve:
+    """Fit one curve; ``samples``, ``ms`` and ``weights`` correspond.
+
+    The attention of a prompt's tokens is that of ``alike``, if it is given: where all chunks
+    are the beginnings of prompts, nothing tells it from the tokens' other work.
+    """
+    shape = Shape.of_samples(samples)
+    total = _tiled(shape, tile)
     token_knots = knots_of(total)
     batches = shape.decode_batch[shape.chunk > 0] if np.any(shape.chunk > 0) else np.zeros(0)
     batch_knots = np.concatenate([[0.0], knots_of(batches[batches > 0])])
     has_prefill = (shape.chunk > 0).astype(np.float64)
+    attended = shape.chunk * (shape.prefill_context + shape.chunk / 2)
+    read = shape.prefill_context * has_prefill
+    if alike is not None:
+        ms = ms - alike.attention * attended - alike.prefill_context * read
+        attended, read = np.zeros_like(attended), np.zeros_like(read)
     fixed = np.column_stack(
         [
             np.ones_like(total),
             has_prefill,
-            shape.chunk * (shape.prefill_context + shape.chunk / 2),
-            shape.prefill_context * has_prefill,
+            attended,
+            read,
             shape.kv_tokens,
             shape.decode_context,
         ]
@@ -91,6 +126,8 @@ def fit_curve(samples: Sequence[Sample], ms: Floats, weights: Floats, ranges: Ra
     found = fit(columns, ms, weights, regular)
     split = fixed.shape[1] + token_columns.shape[1]
     base, prefill, attention, prefill_context, kv_tokens, decode_context = found[:6]
+    if alike is not None:
+        attention, prefill_context = alike.attention, alike.prefill_context
     return StepCurve(
         base_ms=float(base),
         prefill_ms=float(prefill),
@@ -101,6 +138,7 @@ def fit_curve(samples: Sequence[Sample], ms: Floats, weights: Floats, ranges: Ra
         kv_tokens=float(kv_tokens),
         decode_context=float(decode_context),
         ranges=ranges,
+        tile=tile,
     )
 
 

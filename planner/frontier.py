@@ -9,16 +9,15 @@ from nexus.planner.fit import Bools, Floats, Ints
 from nexus.planner.latency import LatencyModel
 from nexus.planner.shape import Shape
 from nexus.planner.sharing import Partition
-from nexus.planner.table import Mode
+from nexus.planner.table import LEAST_PROMPT_TOKENS, Mode
 from nexus.planner.workload import Lengths
 from nexus.profiles.schema import Profile, held_in
 
-SMALLEST_CHUNK = 16  # below it a step holds hardly any work, and every prompt takes many
-
 _NEARLY_AS_FAST = 0.97
-_BETWEEN = (0.25, 0.5, 0.75)  # of the way from a measured chunk to the next
-_CHUNK_STEP = 32
-_CLOSE = 2  # times as large, at most, is a next chunk that others lie between
+_BETWEEN = (0.25, 0.5, 0.75)  # of the way from a measured batch to the next
+_CPU_GRAIN = 32  # tokens
+_GPU_GRAIN = 64  # tokens of a matrix product's tile: a few more cost as much as a whole one
+_CLOSE = 2  # times as large, at most, is a next batch that others lie between
 _FINE_BELOW = 1024
 
 
@@ -53,26 +52,26 @@ class Outcomes:
 
 
 def fused_modes(profile: Profile) -> list[Mode]:
-    """One mode for each chunk that was measured and that the engine can run, and some between.
+    """One mode for each batch that was measured and that the engine can run, and some between.
 
-    A step's time between two measured chunks is known from both: how many tokens just fit
-    under a bound is worth more than to have run that very chunk.
+    A step's time between two measured ones is known from both: how many tokens just fit under
+    a bound is worth more than to have run that very batch.
     """
     most = profile.engine.max_num_batched_tokens
-    chunks = {
-        min(sample.chunk, most)
+    sizes = {
+        min(sample.chunk + sample.decode_batch, most)
         for sample in held_in(profile.samples)
-        if sample.mode in ("fused", "prefill")
-        and sample.prefill_sms == profile.machine.sms
-        and SMALLEST_CHUNK <= sample.chunk <= most
+        if sample.mode in ("fused", "prefill") and sample.prefill_sms == profile.machine.sms
     }
+    grain = _CPU_GRAIN if profile.machine.device == "cpu" else _GPU_GRAIN
     between = {
-        round((low + (high - low) * part) / _CHUNK_STEP) * _CHUNK_STEP
-        for low, high in pairwise(sorted(chunks))
+        round((low + (high - low) * part) / grain) * grain
+        for low, high in pairwise(sorted(sizes))
         for part in _BETWEEN
-        if low * _CLOSE >= high and high <= _FINE_BELOW
+        if low * _CLOSE >= high and high - low > grain and high <= _FINE_BELOW
     }
-    return [Mode(mode="fused", chunk=chunk) for chunk in sorted(chunks | between)]
+    wanted = sorted(size for size in sizes | between if LEAST_PROMPT_TOKENS <= size <= most)
+    return [Mode(mode="fused", chunk=size) for size in wanted]
 
 
 def shared_modes(profile: Profile, model: LatencyModel, decode_batch: float) -> list[Mode]:
@@ -124,6 +123,7 @@ def _evaluate_one(
     batch, backlog = states.decode_batch, states.prefill_backlog
     chunk = np.minimum(mode.chunk, backlog)
     if mode.mode == "fused":
+        chunk = np.minimum(np.maximum(mode.chunk - batch, LEAST_PROMPT_TOKENS), backlog)
         limit = np.maximum(max_tokens - batch, 1.0)
         chunk = np.where(backlog > 0, np.clip(chunk, 1.0, limit), 0.0)
     shape = Shape.of(chunk, prompt_position - chunk / 2, batch, states.decode_context)

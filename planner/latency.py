@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 
 from nexus.errors import DocumentError
-from nexus.planner.curve import StepCurve, fit_curve
+from nexus.planner.curve import GPU_TILE, StepCurve, fit_curve
 from nexus.planner.fit import Bools, Floats
 from nexus.planner.serving import Serving, serving_of
 from nexus.planner.shape import Ranges, Shape
@@ -117,8 +117,9 @@ def fit_model(profile: Profile) -> LatencyModel:
                 f"the profile has {len(found)} {name} samples on all {sms} SMs, "
                 "and a plan needs at least 2: measure more of it"
             )
-    whole_prefill, whole_decode = _solo_curve(prefill[sms]), _solo_curve(decode[sms])
-    fused_curve = _fused_curve(fused, [*prefill[sms], *decode[sms]])
+    tile = 1 if profile.machine.device == "cpu" else GPU_TILE
+    whole_prefill, whole_decode = (_solo_curve(phase[sms], tile) for phase in (prefill, decode))
+    fused_curve = _fused_curve(fused, [*prefill[sms], *decode[sms]], whole_prefill)
     solo = LatencyModel(
         sms=sms,
         prefill={n: _part_curve(group, whole_prefill, prefill[sms]) for n, group in prefill.items()}
@@ -164,9 +165,9 @@ def _by_sms(samples: Sequence[Sample], mode: str) -> dict[int, list[Sample]]:
     return groups
 
 
-def _solo_curve(samples: list[Sample]) -> StepCurve:
+def _solo_curve(samples: list[Sample], tile: int) -> StepCurve:
     ms = np.array([sample_ms(sample) for sample in samples])
-    return fit_curve(samples, ms, np.ones_like(ms), Ranges.of(Shape.of_samples(samples)))
+    return fit_curve(samples, ms, np.ones_like(ms), Ranges.of(Shape.of_samples(samples)), tile)
 
 
 def _part_curve(samples: list[Sample], whole: StepCurve, others: list[Sample]) -> StepCurve:
@@ -181,7 +182,7 @@ def _part_curve(samples: list[Sample], whole: StepCurve, others: list[Sample]) -
     weights = np.concatenate([np.ones_like(own), np.full_like(lent, _LENT_WEIGHT)])
     both = [*samples, *others]
     ranges = Ranges.of(Shape.of_samples(both))
-    return fit_curve(both, np.concatenate([own, lent]), weights, ranges)
+    return fit_curve(both, np.concatenate([own, lent]), weights, ranges, whole.tile)
 
 
 def _ratio(whole_ms: Floats, part_ms: Floats, at_ms: Floats) -> Floats:
@@ -197,14 +198,15 @@ def _ratio(whole_ms: Floats, part_ms: Floats, at_ms: Floats) -> Floats:
     return np.asarray(np.clip(slope * np.log(at_ms) + offset, least, most))
 
 
-def _fused_curve(fused: list[Sample], solo: list[Sample]) -> StepCurve:
+def _fused_curve(fused: list[Sample], solo: list[Sample], prefill: StepCurve) -> StepCurve:
     # Prompts alone that are shorter than fused ones were timed without CUDA graphs.
     longest = max(sample.chunk for sample in fused)
     samples = [*fused, *(sample for sample in solo if not 0 < sample.chunk < longest)]
     ms = np.array([sample_ms(sample) for sample in samples])
     weights = np.where(np.arange(len(ms)) < len(fused), 1.0, _SOLO_WEIGHT)
     # The terms of both phases add up, so a fused step is known wherever either phase is.
-    return fit_curve(samples, ms, weights, Ranges.of(Shape.of_samples(samples)))
+    ranges = Ranges.of(Shape.of_samples(samples))
+    return fit_curve(samples, ms, weights, ranges, prefill.tile, prefill)
 
 
 @dataclass(frozen=True)

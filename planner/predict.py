@@ -37,6 +37,7 @@ def predict(
         rate_per_s=round(at, 4),
         ttft_p95_ms=round(float(np.quantile(run.ttft_ms, 0.95)), 2),
         tbt_p95_ms=round(float(np.quantile(gaps, 0.95)), 3),
+        tbt_p99_ms=round(float(np.quantile(gaps, 0.99)), 3),
     )
 
 

@@ -52,7 +52,7 @@ class ImaginedServer(ImaginedEngine):
         )
         self._lane = ImaginedLane(times, padded=self._serving.pads)
         self._flight = Flight(self._serving, self._lane)
-        self._beside = plan.chunk_beside_lane if plan is not None else 0
+        self._beside = plan.beside_lane if plan is not None else None
         self._lane_mode: Mode | None = None  # the last that was not fused
         self._lane_only = False  # prompts that suit the lane are not for the step
         self._after_s = 0.0  # the next step waits for a pass on the device until then
@@ -147,7 +147,7 @@ class ImaginedServer(ImaginedEngine):
             assert self._lane_mode is not None
             self._lane.withdraw(self._lane_mode.chunk)
             self._take_back()
-        return mode.chunk - self._batch if self.stock else mode.chunk
+        return mode.chunk - self._batch if self.stock else mode.prompt_tokens(self._batch)
 
     def _take_back(self) -> None:
         """Prompts that the lane gave up wait again, with what it computed of them."""
@@ -159,7 +159,8 @@ class ImaginedServer(ImaginedEngine):
 
     def _fill_lane(self, mode: Mode) -> int:
         """Give prompts to the lane while it has room; the chunk for those that do not suit it."""
-        chunk = left = min(self._beside or mode.chunk, mode.chunk)
+        beside = self._beside or mode
+        chunk = left = min(beside.prompt_tokens(self._batch), mode.chunk)
         while self._waiting and self._has_room_for(self._waiting[0][2]):
             rank, _, sequence = self._waiting[0]
             suits = sequence.remaining > MIN_LANE_TOKENS and not sequence.computed

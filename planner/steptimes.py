@@ -10,7 +10,7 @@ from math import exp, log1p, log2
 
 import numpy as np
 
-from nexus.planner.curve import StepCurve
+from nexus.planner.curve import StepCurve, tiled_tokens
 from nexus.planner.fit import Ramp
 from nexus.planner.frontier import partition_in
 from nexus.planner.latency import LatencyModel
@@ -28,7 +28,9 @@ def timer(curve: StepCurve) -> Timer:
     chunk_low, chunk_high = ranges.chunk
     batch_low, batch_high = ranges.decode_batch
     context_high, kv_high = ranges.prefill_context[1], ranges.kv_tokens[1]
-    tokens = _unrolled(curve.tokens, chunk_high + batch_high)
+    most = int(chunk_high + batch_high)
+    tokens = _unrolled(curve.tokens, most + curve.tile)
+    mixed = [tokens[count] for count in tiled_tokens(most, curve.tile)]
     batches = _unrolled(curve.batch, batch_high)
     base = curve.base_ms
 
@@ -41,7 +43,7 @@ def timer(curve: StepCurve) -> Timer:
             prefill = curve.prefill_ms + curve.attention * inside * (before + inside / 2)
             prefill += curve.prefill_context * max(before, 0.0)
             if chunk > inside:
-                beyond += (chunk / inside - 1.0) * (base + prefill + tokens[inside])
+                beyond += (chunk / inside - 1.0) * (base + prefill + mixed[inside])
         if batch:
             running = int(min(max(batch, batch_low), batch_high))
             kv = min(kv_tokens, kv_high)
@@ -49,7 +51,8 @@ def timer(curve: StepCurve) -> Timer:
             if batch > running or kv_tokens > kv:
                 excess = max(batch / running, kv_tokens / max(kv, 1.0)) - 1.0
                 beyond += excess * (base + decode + tokens[running])
-        return base + prefill + decode + tokens[inside + running] + beyond
+        computed = (mixed if inside else tokens)[inside + running]
+        return base + prefill + decode + computed + beyond
 
     return ms
 

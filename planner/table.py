@@ -29,6 +29,9 @@ from nexus.profiles.schema import (
 
 PLAN_SCHEMA = "nexus.plan/1"
 
+LEAST_PROMPT_TOKENS = 16
+"""In a fused step, whatever decodes leave."""
+
 Axis = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
@@ -36,7 +39,8 @@ Axis = Annotated[tuple[Count, ...], Field(min_length=1)]
 class Mode:
     """One way to share the device.
 
-    ``fused``: decode and up to ``chunk`` prompt tokens in one batch, on all SMs.
+    ``fused``: one batch of at most ``chunk`` tokens on all SMs, decodes first, prompts in what
+    they leave. Kernels work in tiles of tokens, so it is the whole batch that has to fit.
     ``split``: prefill chunks of ``chunk`` on ``prefill_sms``, decode on ``decode_sms``.
     ``overlap``: prefill confined to ``prefill_sms``, decode on all SMs with priority.
     Under MPS there are no priorities, and the two sides of a ``split`` are caps, which may add
@@ -55,9 +59,18 @@ class Mode:
             raise ValueError(f"{self.mode} and its prefill_sms or decode_sms disagree")
         return self
 
+    def prompt_tokens(self, decode_batch: int) -> int:
+        """What prompts may have of a step beside ``decode_batch`` sequences, or of a pass.
+
+        Many decodes leave prompts a little all the same, so that none waits for ever.
+        """
+        if self.mode == "fused":
+            return max(self.chunk - decode_batch, LEAST_PROMPT_TOKENS)
+        return self.chunk
+
     @property
     def name(self) -> str:
-        """Such as ``fused-512``, ``split-84-48``, ``overlap-100``."""
+        """Such as ``fused-512``, ``split-80-48``, ``overlap-104``."""
         if self.mode == "fused":
             return f"fused-{self.chunk}"
         if self.mode == "overlap":
@@ -131,7 +144,7 @@ class Prediction:
     Capacities are the highest simulated rates at which 90 % of the requests meet both
     bounds: of the plan, of the best stock vLLM (``baseline``), and of the best single mode
     (``best_fixed``). ``limit_per_s`` is the fluid program's bound on any plan of these modes.
-    Times are simulated at ``rate_per_s``: the mean TTFT and gap, and their 95th percentiles.
+    Times are simulated at ``rate_per_s``: the mean TTFT and gap, and their percentiles.
     ``dynamic_capacity_per_s`` is that of the dynamic plan, where the plan is a static share.
     """
 
@@ -147,6 +160,7 @@ class Prediction:
     rate_per_s: Quantity = 0.0
     ttft_p95_ms: Quantity = 0.0
     tbt_p95_ms: Quantity = 0.0
+    tbt_p99_ms: Annotated[Quantity, Field(exclude_if=lambda ms: ms == 0.0)] = 0.0
     dynamic_capacity_per_s: Annotated[Quantity, Field(exclude_if=lambda rate: rate == 0.0)] = 0.0
 
 
@@ -215,11 +229,11 @@ class Plan:
         return self
 
     @property
-    def chunk_beside_lane(self) -> int:
-        """Prompt tokens in a step while others are on the lane: the smallest chunk there is."""
+    def beside_lane(self) -> Mode:
+        """How a step is batched while prompts are on the lane: the smallest batch there is."""
         modes = self.modes.values()
         fused = [mode.chunk for mode in modes if mode.mode == "fused"]
-        return min(fused, default=max(mode.chunk for mode in modes))
+        return Mode(mode="fused", chunk=min(fused, default=max(mode.chunk for mode in modes)))
 
     @model_validator(mode="after")
     def _is_static_under_mps(self) -> "Plan":

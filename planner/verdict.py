@@ -120,7 +120,7 @@ def _unshared(plan: Plan, profile: Profile) -> str:
     why = "No partition pays here" if measured else "This profile has no partitions to choose from"
     chunks = sorted(mode.chunk for mode in plan.modes.values())
     span = f"{chunks[0]} to {chunks[-1]}" if len(chunks) > 1 else f"{chunks[0]}"
-    return f"{why}: every step is one batch, with prefill chunks of {span} tokens by the load."
+    return f"{why}: every step is one batch, of at most {span} tokens by the load."
 
 
 def _expectation(plan: Plan) -> str:
@@ -128,7 +128,7 @@ def _expectation(plan: Plan) -> str:
     return (
         f"At {said.rate_per_s:.3g} requests/s expect a TTFT of {said.ttft_ms:.0f} ms on average "
         f"(p95 {said.ttft_p95_ms:.0f}) and a TBT of {said.tbt_ms:.3g} ms (p95 "
-        f"{said.tbt_p95_ms:.3g})."
+        f"{said.tbt_p95_ms:.3g}, p99 {said.tbt_p99_ms:.3g})."
     )
 
 

@@ -127,6 +127,10 @@ class Meter:
         """Every number of SMs that a phase can be confined to, all of them last."""
         return self.contexts.sizes()
 
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Every split: SMs of prefill, and of decode."""
+        return self.contexts.pairs()
+
     def close(self) -> None:
         """Free the graphs and partitions."""
         self._graphs.clear()
@@ -222,7 +226,7 @@ class Meter:
         if lanes.prefill != self._lane.stream:
             self._lane.forget_graphs()
             torch.cuda.empty_cache()  # what one stream has freed, another cannot use
-        self._lane.move_to(lanes.prefill, lanes.partition.prefill_sms)
+        self._lane.move_to(lanes.prefill, lanes.prefill_gemm_sms)
         self._lane.capture([chunk])
 
     def _row(self, point: Point) -> Row:
@@ -253,7 +257,9 @@ class Meter:
         if point.decode_batch and sms < self.contexts.total_sms:
             key = lanes.decode.cuda_stream
             if key not in self._graphs:
-                self._graphs[key] = self._decode.capture(lanes.decode, sms, self._sizes)
+                self._graphs[key] = self._decode.capture(
+                    lanes.decode, lanes.decode_gemm_sms, self._sizes
+                )
             graphs = self._graphs[key]
         return self._decode.on(lanes.decode, graphs)
 

@@ -14,6 +14,10 @@ from nexus.profiles.schema import Engine, Sample, SampleMode
 HOLD_OUT = 5
 HEADROOM = 512  # tokens that a sequence may grow by while it is measured, and rounding
 
+_LEAST_SHARE = 0.45  # of the SMs for prefill: with fewer it is slower than decode needs
+_TOTALS = [256, 384, 512, 768, 1024, 2048]  # tokens of a fused step, decodes included
+_MORE_TOTALS = [192, 320, 640, 1536]
+
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -60,6 +64,14 @@ class Grid:
     def points(self) -> tuple[Point, ...]:
         """All of them, most needed first."""
         return self.coarse + self.finer
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Partitions to measure: prefill's SMs of overlaps, both phases' SMs of splits."""
+
+    overlaps: tuple[int, ...]
+    splits: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -126,21 +138,22 @@ def core_points(cores: int, limits: Limits, max_chunk: int, max_batch: int) -> G
     return _first_of_each(plan, refine, limits)
 
 
-def gpu_points(sizes: Sequence[int], limits: Limits) -> Grid:
+def gpu_points(sizes: Sequence[int], pairs: Sequence[tuple[int, int]], limits: Limits) -> Grid:
     """The points of a GPU profile, most needed first.
 
-    ``sizes`` are the SM counts that one side of a partition can have, all SMs last. The
-    coarse grid is the fused steps, the shared pairs and the curves of the commonest
-    steps against SM count; the rest of each follows.
+    ``sizes`` are the SM counts that one phase can be confined to, all SMs last; ``pairs`` the
+    splits, SMs of prefill and of decode. The coarse grid is the fused steps, the shared pairs
+    and the curves of the commonest steps against SM count; the rest of each follows.
     """
     total = sizes[-1]
-    prefill_side = [total - size for size in _spread(sizes, 16, total // 2 + 8, 8)]
+    most = _spread(sizes, round(_LEAST_SHARE * total), total - 1, 9)
+    sides = Sides(tuple(most), tuple(pair for pair in pairs if pair[0] >= most[0]))
     loads = ((32, 1024), (128, 1024), (64, 4096), (256, 1024), (8, 1024), (128, 4096))
     chunks = [128, 256, 512, 1024, 2048, 4096, 8192]
     coarse = [
         *_solo(total, chunks, (0,), list(BATCHES), (1024,)),
-        *(point for load in loads for point in _fused(total, chunks[:5], *_load(load), (0,))),
-        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 1024, 0)),
+        *(point for load in loads for point in _fused(total, _TOTALS, *_load(load), (0,))),
+        *(point for load in loads[:4] for point in _shared(total, sides, load, 1024, 0)),
         *(
             point
             for count in _spread(sizes, 8, total, 16)[:-1]
@@ -148,12 +161,13 @@ def gpu_points(sizes: Sequence[int], limits: Limits) -> Grid:
         ),
     ]
     refine = [
-        *(point for load in loads[4:] for point in _shared(total, prefill_side, load, 1024, 0)),
+        *(point for load in loads[:4] for point in _shared(total, sides, load, 2048, 0)),
         *_solo(total, chunks[1:], (4096, 16384), [1, 8, 32, 64, 128, 256], (128, 4096, 16384)),
+        *(point for load in loads[4:] for point in _shared(total, sides, load, 1024, 0)),
         *_fused(total, [512, 2048], [32, 128], (1024,), (4096, 16384)),
-        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 2048, 0)),
-        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 512, 0)),
-        *(point for load in loads[:4] for point in _shared(total, prefill_side, load, 1024, 8192)),
+        *(point for load in loads[:2] for point in _fused(total, _MORE_TOTALS, *_load(load), (0,))),
+        *(point for load in loads[:4] for point in _shared(total, sides, load, 512, 0)),
+        *(point for load in loads[:4] for point in _shared(total, sides, load, 1024, 8192)),
         *(point for load in loads for point in _fused(total, [4096, 8192], *_load(load), (0,))),
         *(
             point
@@ -180,13 +194,14 @@ def _load(load: tuple[int, int]) -> tuple[list[int], tuple[int]]:
 
 
 def _shared(
-    total: int, prefill_side: list[int], load: tuple[int, int], chunk: int, context: int
+    total: int, sides: Sides, load: tuple[int, int], chunk: int, context: int
 ) -> Iterator[Point]:
-    """Each split, and each overlap, of a decode load with chunks at a context."""
+    """Each overlap, and each split, of a decode load with chunks at a context."""
     batch, decode_context = load
-    for sms in prefill_side:
-        yield Point("split", sms, total - sms, chunk, context, batch, decode_context)
-        yield Point("overlap", sms, total, chunk, context, batch, decode_context)
+    for prefill in sides.overlaps:
+        yield Point("overlap", prefill, total, chunk, context, batch, decode_context)
+    for prefill, decode in sides.splits:
+        yield Point("split", prefill, decode, chunk, context, batch, decode_context)
 
 
 def _spread(sizes: Sequence[int], least: int, most: int, count: int) -> list[int]:
@@ -220,15 +235,16 @@ def _solo(
 
 def _fused(
     sms: int,
-    chunks: list[int],
+    totals: list[int],
     batches: list[int],
     decode_contexts: tuple[int, ...],
     prefill_contexts: tuple[int, ...],
 ) -> Iterator[Point]:
+    """Steps of ``totals`` tokens, decodes included, where those leave prompts any."""
     for decode_context in decode_contexts:
         for prefill_context in prefill_contexts:
             for batch in batches:
-                for chunk in chunks:
+                for chunk in (total - batch for total in totals if total > batch):
                     yield Point("fused", sms, sms, chunk, prefill_context, batch, decode_context)
 
 

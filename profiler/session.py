@@ -61,7 +61,7 @@ class Session:
         limits = self._limits()
         if self.profile.machine.device == "cpu":
             return core_points(self.profile.machine.sms, limits, CPU_MAX_CHUNK, CPU_MAX_BATCH)
-        return gpu_points(self._sizes, limits)
+        return gpu_points(self._sizes, [(p, d) for p, d in self._call("nexus_pairs")], limits)
 
     def measure(self, minutes: float, progress: Callable[[int, int, Sample], None]) -> None:
         """Measure what is missing until it is predicted well or ``minutes`` are over.

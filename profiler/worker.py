@@ -57,6 +57,10 @@ class ProfilerExtension:
         """Every SM count that a phase can be confined to, all of them last."""
         return list(_meter(self).sizes())
 
+    def nexus_pairs(self: Any) -> list[list[int]]:
+        """Every split of the SMs: those of prefill, and of decode."""
+        return [list(pair) for pair in _meter(self).pairs()]
+
 
 def _meter(worker: Any) -> Any:
     """The worker's meter, made at its first use."""

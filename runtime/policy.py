@@ -11,7 +11,7 @@ from nexus.planner.table import Mode, Row, Table
 
 PrefillOrder = Literal["spf", "fcfs"]
 
-DEFAULT_AGING_TOKENS_PER_S = 500.0
+DEFAULT_AGING_TOKENS_PER_S = 50.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from nexus.profiles.schema import KernelClass, Profile, Sample, read_profile
 
 CLOSE = 1.10  # saturated: within 10 % of the time on all SMs
-SHOWN_SMS = (8, 16, 32, 48, 64, 84, 100, 116, 132)
+SHOWN_SMS = (8, 16, 32, 48, 64, 80, 96, 112, 132)
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Iterator[str]:
@@ -54,7 +54,7 @@ def kernels(profile: Profile) -> Iterator[str]:
             if not full or full < 0.01 * whole:
                 continue
             enough = min(sms for sms, ms in curve.items() if ms <= CLOSE * full)
-            slower = [f"{curve[sms] / full:.2f}" if sms in curve else "" for sms in (32, 64, 100)]
+            slower = [f"{curve[sms] / full:.2f}" if sms in curve else "" for sms in (32, 64, 104)]
             rows.append((phase, name, f"{full:.2f} ms", f"{full / whole:.0%}", *slower, enough))
     head = (
         "phase",
@@ -63,7 +63,7 @@ def kernels(profile: Profile) -> Iterator[str]:
         "share",
         "×, 32 SMs",
         "×, 64",
-        "×, 100",
+        "×, 104",
         "within 10 % from",
     )
     yield from table(head, rows)
@@ -91,8 +91,8 @@ def power(profile: Profile) -> Iterator[str]:
 def sharing(profile: Profile) -> Iterator[str]:
     """At each shared mode's TBT: its prefill rate over chunked prefill's at the same TBT."""
     measured = profile.measured
-    loads = sorted({(s.decode_batch, s.decode_context) for s in measured if s.mode == "split"})
     shared = [s for s in measured if s.mode in ("split", "overlap") and not s.prefill_context]
+    loads = sorted({(s.decode_batch, s.decode_context) for s in shared})
     chunk, _ = Counter(s.chunk for s in shared).most_common(1)[0]
     yield f"Chunks of {chunk} tokens."
     yield ""

@@ -1,8 +1,8 @@
 """Matrix products that size themselves for a partition, not for the whole GPU.
 
 cuBLAS picks tiles, and launches persistent kernels, for all SMs that the device has. On
-fewer, its last blocks wait for a second wave. A green context does not tell it, so we do.
-Graphs keep what was picked while they were captured.
+fewer, its last blocks wait for a second wave. A green context does not tell it, so we do,
+where its SMs are whole groups. Graphs keep what was picked while they were captured.
 """
 
 import ctypes

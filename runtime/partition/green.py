@@ -1,7 +1,9 @@
 """SM partitions as CUDA green contexts, and the streams that run in them.
 
-The device is cut into a group of SMs and the rest; each side is a green context. A
-kernel launched (or a graph captured) on a side's stream runs on that side's SMs only.
+A green context is made of a group of SMs that run thread-block clusters together, or of what
+the driver leaves when it cuts off a group. Clusters cannot fill the latter, and matrix
+products with many rows take up to 1.5 times as long there: a split gives prefill the group.
+A kernel launched (or a graph captured) on a side's stream runs on that side's SMs only.
 A device-wide ``torch.cuda.synchronize`` may return before such a stream is done: wait
 for an event or for the stream.
 """
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 
 from nexus.errors import PartitionError
-from nexus.runtime.partition.base import Cut, Partition, choose_cut, choose_side, side_sizes
+from nexus.runtime.partition.base import Partition, group_for, group_of_split, group_sizes
 
 FINE_STEP = 2
 _IGNORE_COSCHEDULING = 1  # the driver's flag, which releases of cuda-bindings name differently
@@ -23,22 +25,30 @@ _IGNORE_COSCHEDULING = 1  # the driver's flag, which releases of cuda-bindings n
 class Lanes:
     """A realized partition and the torch stream of each phase.
 
-    ``prefill`` has the lowest priority, ``decode`` the highest.
+    ``prefill`` has the lowest priority, ``decode`` the highest. ``_gemm_sms`` are the SMs to
+    size matrix products for; None where they do best as they are.
     """
 
     partition: Partition
     prefill: torch.cuda.Stream
     decode: torch.cuda.Stream
+    prefill_gemm_sms: int | None
+    decode_gemm_sms: int | None
 
 
 class Side:
     """Some SMs and their streams, one for each priority asked for."""
 
     def __init__(
-        self, sms: int, device: int, create: Callable[[int], Any], close: Callable[[], None]
+        self,
+        sms: int,
+        device: int,
+        create: Callable[[int], Any],
+        close: Callable[[], None],
+        gemm_sms: int | None = None,
     ) -> None:
         """``create`` makes a driver stream of a priority; ``close`` frees the context."""
-        self.sms = sms
+        self.sms, self.gemm_sms = sms, gemm_sms
         self._device = device
         self._create = create
         self._close = close
@@ -66,12 +76,11 @@ class Side:
 class GreenContexts:
     """Makes partitions of one GPU and owns all that belongs to them.
 
-    Equal requests share contexts and streams: a decode graph captured for ``split(84,
-    48)`` also serves ``alone(48)``, whose SMs are the same.
+    Equal requests share contexts and streams.
     """
 
     def __init__(self, device: int | None = None, *, fine: bool = False) -> None:
-        """``fine`` cuts in steps of 2 SMs, without thread-block clusters' guarantees.
+        """``fine`` makes units of 2 SMs, without thread-block clusters' guarantees.
 
         ``device`` is the torch device index, by default the current one. Raises
         PartitionError where the GPU, its driver or a package lacks green contexts.
@@ -82,62 +91,58 @@ class GreenContexts:
         resource = _sm_resource(self._device)
         self.total_sms = int(resource.sm_count)
         self.step = FINE_STEP if fine else max(1, int(resource.coscheduled_alignment))
+        self._sms = _Sms(self._index, fine=fine)
         lowest, highest = torch.cuda.Stream.priority_range()
         self.lowest_priority, self.highest_priority = int(lowest), int(highest)
-        self._cuts: dict[int, tuple[Side, Side]] = {}
+        self._groups: dict[int, Side] = {}
+        self._rests: dict[int, Side] = {}
         self._whole = Side(self.total_sms, self._index, self._whole_stream, lambda: None)
 
     def split(self, prefill_sms: int, decode_sms: int) -> Lanes:
         """Disjoint SMs for the phases, as near to those asked for as the driver allows."""
-        cut = choose_cut(prefill_sms, decode_sms, self.step, self.total_sms)
-        decode, prefill = self._sides(cut)
-        return self._lanes(prefill, decode)
+        size = group_of_split(prefill_sms, decode_sms, self.step, self.total_sms)
+        prefill = self._group(size)
+        return self._lanes(prefill, self._rests[size])
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Every split: SMs of prefill, and of decode."""
+        return tuple((sms, self.total_sms - sms) for sms in self.sizes()[:-1])
 
     def sizes(self) -> tuple[int, ...]:
-        """Every number of SMs that a phase can be confined to; what is left is the other's."""
-        return side_sizes(self.step, self.total_sms)
+        """Every number of SMs that one phase can be confined to, and all of them."""
+        return group_sizes(self.step, self.total_sms)
 
     def overlap(self, prefill_sms: int) -> Lanes:
         """Prefill confined to ``prefill_sms``; decode on all SMs, with priority."""
-        return self._lanes(self._side(prefill_sms), self._whole)
+        return self._lanes(self._group(prefill_sms), self._whole)
 
     def alone(self, sms: int) -> Lanes:
         """Both phases on the same ``sms`` SMs, one at a time; all of them if ``sms`` says so."""
-        side = self._side(sms)
-        return self._lanes(side, side)
+        group = self._group(sms)
+        return self._lanes(group, group)
 
     def close(self) -> None:
         """Free every stream and context."""
-        for group, rest in self._cuts.values():
-            group.close()
-            rest.close()
-        self._whole.close()
-        self._cuts = {}
+        for side in (*self._groups.values(), *self._rests.values(), self._whole):
+            side.close()
+        self._groups, self._rests = {}, {}
 
     def _lanes(self, prefill: Side, decode: Side) -> Lanes:
         return Lanes(
             Partition(prefill.sms, decode.sms, self.total_sms),
             prefill=prefill.stream(self.lowest_priority),
             decode=decode.stream(self.highest_priority),
+            prefill_gemm_sms=prefill.gemm_sms,
+            decode_gemm_sms=decode.gemm_sms,
         )
 
-    def _side(self, sms: int) -> Side:
-        cut = choose_side(sms, self.step, self.total_sms)
-        return self._whole if cut.group_sms == self.total_sms else self._sides(cut)[0]
-
-    def _sides(self, cut: Cut) -> tuple[Side, Side]:
-        group, rest = self._cut(cut.group_sms)
-        return (group, rest) if cut.group_first else (rest, group)
-
-    def _cut(self, group_sms: int) -> tuple[Side, Side]:
-        if group_sms not in self._cuts:
-            make = _fine_cut if self._fine else _coarse_cut
-            try:
-                self._cuts[group_sms] = make(self._device, self._index, group_sms)
-            except RuntimeError as error:
-                reason = f"cannot give a green context of {group_sms} SMs: {error}"
-                raise PartitionError(f"the driver {reason}") from error
-        return self._cuts[group_sms]
+    def _group(self, sms: int) -> Side:
+        size = group_for(sms, self.step, self.total_sms)
+        if size == self.total_sms:
+            return self._whole
+        if size not in self._groups:
+            self._groups[size], self._rests[size] = self._sms.cut(size)
+        return self._groups[size]
 
     def _whole_stream(self, priority: int) -> Any:
         from cuda.core import StreamOptions
@@ -165,47 +170,46 @@ def _sm_resource(device: Any) -> Any:
         ) from error
 
 
-def _coarse_cut(device: Any, index: int, group_sms: int) -> tuple[Side, Side]:
-    from cuda.core import ContextOptions, SMResourceOptions, StreamOptions
+class _Sms:
+    """The SMs of one device, as the driver cuts them.
 
-    groups, rest = device.resources.sm.split(SMResourceOptions(count=group_sms))
+    By the driver's own calls: cuda.core cuts off one group at a time before CUDA 13.1, and
+    passes no flags.
+    """
 
-    def side(resource: Any) -> Side:
-        context = device.create_context(ContextOptions(resources=[resource]))
-        return Side(
-            int(resource.sm_count),
-            index,
-            lambda priority: context.create_stream(StreamOptions(priority=priority)),
-            context.close,
-        )
+    def __init__(self, index: int, *, fine: bool) -> None:
+        from cuda.bindings import driver as cu
 
-    return side(groups[0]), side(rest)
+        self._cu, self._index = cu, index
+        self._flags = _IGNORE_COSCHEDULING if fine else 0
+        self._kind = cu.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
+        self._gpu = _checked(cu.cuDeviceGet(index))
+        self._whole = _checked(cu.cuDeviceGetDevResource(self._gpu, self._kind))
 
+    def cut(self, sms: int) -> tuple[Side, Side]:
+        """A group of ``sms`` and the rest; raises PartitionError where the driver cannot."""
+        try:
+            groups, _, rest = _checked(
+                self._cu.cuDevSmResourceSplitByCount(1, self._whole, self._flags, sms)
+            )
+            return self._side(groups[0], fit=True), self._side(rest, fit=False)
+        except RuntimeError as error:
+            reason = f"cannot give a green context of {sms} SMs: {error}"
+            raise PartitionError(f"the driver {reason}") from error
 
-def _fine_cut(_device: Any, index: int, group_sms: int) -> tuple[Side, Side]:
-    """As ``_coarse_cut``, by the driver's own calls: cuda.core passes no such flag."""
-    from cuda.bindings import driver as cu
-
-    kind = cu.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
-    gpu = _checked(cu.cuDeviceGet(index))
-    whole = _checked(cu.cuDeviceGetDevResource(gpu, kind))
-    groups, _, rest = _checked(
-        cu.cuDevSmResourceSplitByCount(1, whole, _IGNORE_COSCHEDULING, group_sms)
-    )
-
-    def side(resource: Any) -> Side:
+    def _side(self, resource: Any, *, fit: bool) -> Side:
+        cu, sms = self._cu, int(resource.sm.smCount)
         desc = _checked(cu.cuDevResourceGenerateDesc([resource], 1))
         default = cu.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM
-        context = _checked(cu.cuGreenCtxCreate(desc, gpu, int(default)))
+        context = _checked(cu.cuGreenCtxCreate(desc, self._gpu, int(default)))
         nonblocking = int(cu.CUstream_flags.CU_STREAM_NON_BLOCKING)
         return Side(
-            int(resource.sm.smCount),
-            index,
+            sms,
+            self._index,
             lambda priority: _checked(cu.cuGreenCtxStreamCreate(context, nonblocking, priority)),
             lambda: _checked(cu.cuGreenCtxDestroy(context)),
+            gemm_sms=sms if fit else None,
         )
-
-    return side(groups[0]), side(rest)
 
 
 def _checked(result: tuple[Any, ...]) -> Any:

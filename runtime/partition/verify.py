@@ -151,8 +151,7 @@ def _describe() -> tuple[bool, str]:
     total, step = contexts.total_sms, contexts.step
     start = time.perf_counter()
     try:
-        sizes = range(step, total - step + 1, step)
-        partitions = [contexts.split(total - decode, decode) for decode in sizes]
+        partitions = [contexts.split(prefill, decode) for prefill, decode in contexts.pairs()]
         milliseconds = (time.perf_counter() - start) * 1e3
         half = partitions[len(partitions) // 2]
         problems = SmReader().examine(half).problems

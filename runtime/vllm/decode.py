@@ -31,10 +31,13 @@ class DecodeLane:
         self._stock_graphs = runner.cudagraph_manager
         self._last = self._stock_stream
 
-    def capture(self, stream: torch.cuda.Stream, sms: int, batch_sizes: Sequence[int]) -> Any:
-        """Decode graphs for ``stream``, which has ``sms`` SMs, padded to each of ``batch_sizes``.
+    def capture(
+        self, stream: torch.cuda.Stream, gemm_sms: int | None, batch_sizes: Sequence[int]
+    ) -> Any:
+        """Decode graphs for ``stream``, padded to each of ``batch_sizes``.
 
-        A new set: hand it to ``on``. Takes about as long as vLLM's own capture of as many sizes.
+        Matrix products are sized for ``gemm_sms``. A new set: hand it to ``on``. Takes about as
+        long as vLLM's own capture of as many sizes.
         """
         graphs = self._graph_set(batch_sizes)
         runner = self._runner
@@ -45,7 +48,7 @@ class DecodeLane:
         runner.cudagraph_manager = graphs
         self._last.synchronize()
         try:
-            with sized_for(sms):
+            with sized_for(gemm_sms):
                 runner.capture_model()
         finally:
             torch.cuda.graph.default_capture_stream = before

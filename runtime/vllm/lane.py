@@ -83,7 +83,7 @@ class PrefillLane:
         self._sizes: dict[torch.cuda.Stream, list[int]] = {}
         self._pool: Any = None
         self.stream = stream
-        self._sms: int | None = None
+        self._gemm_sms: int | None = None
         if stream is None and self._device.type == "cuda":
             self.stream = torch.cuda.current_stream(self._device)
 
@@ -97,14 +97,14 @@ class PrefillLane:
         """Graphs made, on all streams."""
         return sum(map(len, self._graphs.values()))
 
-    def move_to(self, stream: torch.cuda.Stream, sms: int) -> None:
-        """Run later passes on ``stream``, which has ``sms`` SMs, after those already launched.
+    def move_to(self, stream: torch.cuda.Stream, gemm_sms: int | None) -> None:
+        """Run later passes on ``stream``, after those already launched; does not wait.
 
-        Does not wait.
+        Matrix products are sized for ``gemm_sms``.
         """
         if self.stream is not None and self.stream != stream:
             stream.wait_stream(self.stream)
-        self.stream, self._sms = stream, sms
+        self.stream, self._gemm_sms = stream, gemm_sms
 
     @torch.inference_mode()
     def capture(self, sizes: Sequence[int]) -> None:
@@ -221,7 +221,7 @@ class PrefillLane:
         if self.stream is None:
             yield
             return
-        with torch.cuda.stream(self.stream), sized_for(self._sms):
+        with torch.cuda.stream(self.stream), sized_for(self._gemm_sms):
             yield
 
     @contextmanager

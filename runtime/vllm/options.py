@@ -5,7 +5,9 @@ Whatever the user gives wins. Nexus adds only what a plan or a CPU needs:
 - on a CPU: the data type that is fast there, a KV cache of fixed size (vLLM's own
   default claims nearly all memory and refuses to start beside other programs), one
   process for engine and worker, and every core;
-- from a profile or plan: the engine limits and data type it was measured with.
+- from a profile or plan: the engine limits and data type it was measured with;
+- on a GPU: CUDA graphs for the plan's batches. vLLM makes them up to 512 tokens, and where a
+  host is slow, launching a longer step operator by operator takes it longer than the step.
 """
 
 import argparse
@@ -18,6 +20,12 @@ from nexus.profiles.schema import Engine, Model
 from nexus.runtime.machine import has_fast_bf16
 
 CPU_KV_CACHE_BYTES = 1 << 30
+_USUAL_GRAPH_TOKENS = 512
+_MOST_GRAPH_TOKENS = 1024  # beyond, the device takes longer than any host
+_GRAPHS = (
+    *("--max-cudagraph-capture-size", "--cudagraph-capture-sizes", "--enforce-eager"),
+    *("--compilation-config", "-cc", "-O", "--optimization-level"),
+)
 
 
 def spelled(option: str) -> str:
@@ -44,11 +52,15 @@ def value_of(options: Sequence[str], name: str) -> str | None:
 
 
 def with_defaults(
-    options: Sequence[str], on_cpu: bool, model: Model | None = None, engine: Engine | None = None
+    options: Sequence[str],
+    on_cpu: bool,
+    model: Model | None = None,
+    engine: Engine | None = None,
+    batches: Sequence[int] = (),
 ) -> list[str]:
     """``options`` and, where they do not say otherwise, the defaults above.
 
-    Raises EngineError for --config beside a plan: what that file says would be overridden.
+    ``batches``: the tokens of the plan's fused modes. Raises EngineError for --config beside a plan: what that file says would be overridden.
     """
     if engine is not None and given(options, "--config"):
         raise EngineError("--config cannot be combined with --table: give its options instead")
@@ -63,6 +75,10 @@ def with_defaults(
         default("--max-num-seqs", str(engine.max_num_seqs))
         if engine.enforce_eager and not given(options, "--no-enforce-eager"):
             default("--enforce-eager")
+    graphs = max((size for size in batches if size <= _MOST_GRAPH_TOKENS), default=0)
+    eager = any(spelled(option).startswith(_GRAPHS) for option in (*options, *added))
+    if not on_cpu and not eager and graphs > _USUAL_GRAPH_TOKENS:
+        default("--max-cudagraph-capture-size", str(graphs))
     if model is not None:
         default("--dtype", model.dtype)
         default("--max-model-len", str(model.max_model_len))

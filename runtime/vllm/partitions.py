@@ -100,7 +100,7 @@ class Partitions(Launcher):
         """Launch a pass on the prefill SMs of ``mode``."""
         lanes = self._places[mode.name].lanes
         stream = lanes.prefill
-        self._lane.move_to(stream, lanes.partition.prefill_sms)
+        self._lane.move_to(stream, lanes.prefill_gemm_sms)
         after = None
         if fresh_context:
             after = torch.cuda.Event()
@@ -211,7 +211,7 @@ class Partitions(Launcher):
             sizes = graph_sizes(plan, names, [size for size in stock if size <= most])
             graphs = None
             if sizes:
-                graphs = self._decode.capture(lanes.decode, mode.decode_sms, sizes)
+                graphs = self._decode.capture(lanes.decode, lanes.decode_gemm_sms, sizes)
             self._graphs[key] = (graphs, max(sizes, default=0))
         return self._graphs[key]
 
@@ -219,7 +219,8 @@ class Partitions(Launcher):
         """Graphs of every pass; the first on a stream also allocates what libraries need."""
         for mode in modes:
             chunk = min(mode.chunk, self._lane.max_tokens)
-            self._lane.move_to(self._places[mode.name].lanes.prefill, mode.prefill_sms)
+            lanes = self._places[mode.name].lanes
+            self._lane.move_to(lanes.prefill, lanes.prefill_gemm_sms)
             self._lane.capture(pass_sizes(chunk))
 
 

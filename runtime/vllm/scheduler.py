@@ -1,4 +1,4 @@
-"""vLLM's scheduler, with the plan's chunk in every step and the plan's prefill order.
+"""vLLM's scheduler, with the plan's batch in every step and the plan's prefill order.
 
 vLLM's own ``schedule`` does all the work. Before it runs, some of its inputs are set:
 the step's token budget, the order of running and waiting requests, and, where a
@@ -34,7 +34,7 @@ class _Planned(ObservedScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.nexus_policy = Policy(Table(self.nexus_plan))
-        self._beside_lane = self.nexus_plan.chunk_beside_lane
+        self._beside_lane = self.nexus_plan.beside_lane
         self._most_tokens = self.max_num_scheduled_tokens
         self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
         context = ServeContext.of(self.vllm_config)
@@ -51,13 +51,13 @@ class _Planned(ObservedScheduler):
         state = State(decode_batch, kv_tokens, self._backlog(prefills))
         mode, row = self.nexus_policy.decide(state)
         self.nexus_decision = Decision(state, mode, row)
-        chunk = mode.chunk
+        decodes = decode_batch + len(self.finished_recving_kv_req_ids)
+        chunk = mode.prompt_tokens(decodes)
         if self._lane is not None:
             self._lane.admission.set_mode(mode)
             if self._lane.admission.open:
-                chunk = min(chunk, self._beside_lane)
-        budget = decode_batch + len(self.finished_recving_kv_req_ids) + chunk
-        self.max_num_scheduled_tokens = min(self._most_tokens, budget)
+                chunk = min(chunk, self._beside_lane.prompt_tokens(decodes))
+        self.max_num_scheduled_tokens = min(self._most_tokens, decodes + chunk)
         if prefills:
             # Decodes first: the budget holds all of them, and the chunk is what is left.
             self.running = [r for r in self.running if not r.is_prefill_chunk] + prefills

@@ -100,7 +100,8 @@ def _arguments(
         use_every_core()
     if plan is None:
         return parse_serve(model, with_defaults(options, on_cpu))
-    return parse_serve(model, with_defaults(options, on_cpu, plan.model, plan.engine))
+    batches = [mode.chunk for mode in plan.modes.values() if mode.mode == "fused"]
+    return parse_serve(model, with_defaults(options, on_cpu, plan.model, plan.engine, batches))
 
 
 def _plug_in(

@@ -32,9 +32,10 @@ class Scheduled:
     def predicted_ms(self) -> float:
         """The row's, if the step is one that the row speaks of, else 0.
 
-        A row is for a full chunk beside its decodes: a step with a part of one is shorter.
+        A row is for a full batch: a step with fewer prompt tokens is shorter.
         """
-        full = self.mode.mode != "fused" or self.prompt_tokens >= 0.9 * self.mode.chunk
+        most = self.mode.prompt_tokens(self.decodes)
+        full = self.mode.mode != "fused" or self.prompt_tokens >= 0.9 * most
         fits = self.decodes > 0 and (full or self.row.prefill_backlog == 0)
         return self.row.tbt_ms if fits and self.mode.name == self.row.mode else 0.0
 

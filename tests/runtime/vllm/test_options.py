@@ -16,6 +16,7 @@ from nexus.runtime.vllm.options import (
 
 MODEL = Model("m", "0" * 16, "bfloat16", 2, 64, 2, 1, 32, 4096)
 ENGINE = Engine(1024, 64, 16, 100_000, enforce_eager=True)
+_GRAPHS = "--max-cudagraph-capture-size"
 
 
 def value(options: list[str], name: str) -> str | None:
@@ -47,6 +48,33 @@ def test_what_the_user_gives_wins(given: list[str]) -> None:
     assert value(options, "--dtype") == "float16"
     assert value(options, "--max-num-seqs") is None
     assert parse_serve("m", options).max_num_seqs == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "batches", "graphs"),
+    [
+        ([], [256, 640, 8192], "640"),
+        ([], [256, 512], None),
+        (["-O2"], [640], None),
+        (["--compilation-config.cudagraph_mode=FULL"], [640], None),
+        (["--cudagraph_capture_sizes", "1", "2"], [640], None),
+    ],
+)
+def test_a_plan_s_batches_have_graphs(
+    options: list[str], batches: list[int], graphs: str | None
+) -> None:
+    usual = Engine(8192, 64, 16, 100_000)
+    words = with_defaults(options, on_cpu=False, model=MODEL, engine=usual, batches=batches)
+    assert value(words, _GRAPHS) == graphs
+    if graphs:
+        assert parse_serve("m", words).max_cudagraph_capture_size == int(graphs)
+
+
+def test_no_graphs_are_asked_for_where_there_are_none() -> None:
+    usual = Engine(8192, 64, 16, 100_000)
+    on_cpu = with_defaults([], on_cpu=True, model=MODEL, engine=usual, batches=[640])
+    eager = with_defaults([], on_cpu=False, model=MODEL, engine=ENGINE, batches=[640])
+    assert value(on_cpu, _GRAPHS) is value(eager, _GRAPHS) is None
 
 
 def test_an_option_is_known_in_any_spelling() -> None:
