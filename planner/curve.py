@@ -65,7 +65,7 @@ class StepCurve:
         return np.asarray(
             self.base_ms
             + self.prefill_ms * (shape.chunk > 0)
-            + self.tokens(_tiled(shape, self.tile))
+            + self.tokens(_computed(shape, self.tile))
             + self.batch(shape.decode_batch)
             + self.attention * shape.chunk * (shape.prefill_context + shape.chunk / 2)
             + self.prefill_context * np.maximum(shape.prefill_context, 0.0)
@@ -74,15 +74,14 @@ class StepCurve:
         )
 
 
-def _tiled(shape: Shape, tile: int) -> Floats:
+def tiled(tokens: Floats, tile: int) -> Floats:
+    """The tokens that a step with ``tokens``, some of them of prompts, computes."""
+    return np.where(tokens > _UNTILED, np.ceil(tokens / tile) * tile, tokens)
+
+
+def _computed(shape: Shape, tile: int) -> Floats:
     total = shape.chunk + shape.decode_batch
-    whole = np.ceil(total / tile) * tile
-    return np.where((shape.chunk > 0) & (total > _UNTILED), whole, total)
-
-
-def tiled_tokens(most: int, tile: int) -> list[int]:
-    """What a step with prompt tokens computes, for each number of tokens up to ``most``."""
-    return [-(-n // tile) * tile if n > _UNTILED else n for n in range(most + 1)]
+    return np.where(shape.chunk > 0, tiled(total, tile), total)
 
 
 def fit_curve(
@@ -99,7 +98,7 @@ def fit_curve(
     are the beginnings of prompts, nothing tells it from the tokens' other work.
     """
     shape = Shape.of_samples(samples)
-    total = _tiled(shape, tile)
+    total = _computed(shape, tile)
     token_knots = knots_of(total)
     batches = shape.decode_batch[shape.chunk > 0] if np.any(shape.chunk > 0) else np.zeros(0)
     batch_knots = np.concatenate([[0.0], knots_of(batches[batches > 0])])

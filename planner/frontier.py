@@ -121,11 +121,12 @@ def _evaluate_one(
     max_tokens: int,
 ) -> tuple[Floats, Floats, Floats, Floats, Bools]:
     batch, backlog = states.decode_batch, states.prefill_backlog
-    chunk = np.minimum(mode.chunk, backlog)
     if mode.mode == "fused":
-        chunk = np.minimum(np.maximum(mode.chunk - batch, LEAST_PROMPT_TOKENS), backlog)
+        left = np.maximum(mode.chunk - batch, LEAST_PROMPT_TOKENS)  # Mode.prompt_tokens of arrays
         limit = np.maximum(max_tokens - batch, 1.0)
-        chunk = np.where(backlog > 0, np.clip(chunk, 1.0, limit), 0.0)
+        chunk = np.where(backlog > 0, np.clip(np.minimum(left, backlog), 1.0, limit), 0.0)
+    else:
+        chunk = np.minimum(mode.chunk, backlog)
     shape = Shape.of(chunk, prompt_position - chunk / 2, batch, states.decode_context)
     prefill_ms, decode_ms, outside = mode_times(model, mode, shape, beyond)
     decodes, prefills = batch > 0, chunk > 0

@@ -10,8 +10,8 @@ from math import exp, log1p, log2
 
 import numpy as np
 
-from nexus.planner.curve import StepCurve, tiled_tokens
-from nexus.planner.fit import Ramp
+from nexus.planner.curve import StepCurve, tiled
+from nexus.planner.fit import Floats
 from nexus.planner.frontier import partition_in
 from nexus.planner.latency import LatencyModel
 from nexus.planner.serving import Serving
@@ -29,8 +29,8 @@ def timer(curve: StepCurve) -> Timer:
     batch_low, batch_high = ranges.decode_batch
     context_high, kv_high = ranges.prefill_context[1], ranges.kv_tokens[1]
     most = int(chunk_high + batch_high)
-    tokens = _unrolled(curve.tokens, most + curve.tile)
-    mixed = [tokens[count] for count in tiled_tokens(most, curve.tile)]
+    tokens = _unrolled(curve.tokens, most)
+    mixed = _unrolled(lambda total: curve.tokens(tiled(total, curve.tile)), most)
     batches = _unrolled(curve.batch, batch_high)
     base = curve.base_ms
 
@@ -57,7 +57,7 @@ def timer(curve: StepCurve) -> Timer:
     return ms
 
 
-def _unrolled(ramp: Ramp, most: float) -> list[float]:
+def _unrolled(ramp: Callable[[Floats], Floats], most: float) -> list[float]:
     at = np.linspace(0.0, most, int(most) + 1)
     return [float(value) for value in ramp(at)]
 

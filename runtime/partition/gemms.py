@@ -26,26 +26,23 @@ def sized_for(sms: int | None) -> Iterator[None]:
     if sms is None:
         yield
         return
-    handle = ctypes.c_void_p(torch.cuda.current_blas_handle())
-    before = ctypes.c_int()
-    _call("cublasGetSmCountTarget", handle, ctypes.byref(before))
+    before = sm_count_target()
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
     carved = torch._C._get_sm_carveout_experimental()
     whole = sms >= total
-    _call("cublasSetSmCountTarget", handle, ctypes.c_int(0 if whole else sms))
+    _call("cublasSetSmCountTarget", ctypes.c_int(0 if whole else sms))
     torch._C._set_sm_carveout_experimental(None if whole else total - sms)
     try:
         yield
     finally:
         torch._C._set_sm_carveout_experimental(carved)
-        _call("cublasSetSmCountTarget", handle, before)
+        _call("cublasSetSmCountTarget", ctypes.c_int(before))
 
 
 def sm_count_target() -> int:
     """How many SMs this thread's cuBLAS counts on; 0 for all there are."""
     count = ctypes.c_int()
-    handle = ctypes.c_void_p(torch.cuda.current_blas_handle())
-    _call("cublasGetSmCountTarget", handle, ctypes.byref(count))
+    _call("cublasGetSmCountTarget", ctypes.byref(count))
     return count.value
 
 
@@ -59,7 +56,8 @@ def _library() -> ctypes.CDLL:
         raise PartitionError(f"partitions need PyTorch's own cuBLAS: {error}") from error
 
 
-def _call(name: str, *arguments: object) -> None:
-    status = getattr(_library(), name)(*arguments)
+def _call(name: str, argument: object) -> None:
+    handle = ctypes.c_void_p(torch.cuda.current_blas_handle())
+    status = getattr(_library(), name)(handle, argument)
     if status != 0:
         raise PartitionError(f"{name} returned cuBLAS status {status}")

@@ -11,7 +11,7 @@ returns.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,8 @@ class PrefillLane:
     def __init__(self, runner: Any, stream: torch.cuda.Stream | None = None) -> None:
         """``runner`` is the worker's model runner, with its KV cache in place.
 
-        ``stream`` defaults to the current one, over all SMs. Raises EngineError for a model or option
-        that the lane cannot serve.
+        ``stream`` defaults to the current one, over all SMs. Raises EngineError for a model or
+        option that the lane cannot serve.
         """
         refuse_unsupported(runner.vllm_config)
         self._model = runner.model
@@ -125,7 +125,7 @@ class PrefillLane:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
             self._attention.one_split(self.max_tokens)
-        with self._on_stream(), self._own_workspace():
+        with self._on_stream(), self._own_workspace(), sized_for(self._gemm_sms):
             for size in sorted(missing, reverse=True):  # smaller ones find room in its memory
                 graphs[size] = self._captured(size)
                 insort(self._sizes.setdefault(self.stream, []), size)
@@ -172,7 +172,8 @@ class PrefillLane:
         graphs = {} if self.stream is None else self._graphs.get(self.stream, {})
         if size not in graphs:
             tensors = self._inputs.write(batch, tokens, len(batch.seq_lens))
-            return self._compute(tensors, self._attention.build(batch, tensors))
+            with sized_for(self._gemm_sms):
+                return self._compute(tensors, self._attention.build(batch, tensors))
         tensors = self._inputs.write(batch, size, self.max_rows)
         self._attention.build_for_graph(batch, tensors)  # into what the graph reads
         graphs[size].replay()
@@ -216,13 +217,8 @@ class PrefillLane:
         hidden_states: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden_states
 
-    @contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        if self.stream is None:
-            yield
-            return
-        with torch.cuda.stream(self.stream), sized_for(self._gemm_sms):
-            yield
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     @contextmanager
     def _own_workspace(self) -> Iterator[None]:

@@ -60,7 +60,8 @@ def with_defaults(
 ) -> list[str]:
     """``options`` and, where they do not say otherwise, the defaults above.
 
-    ``batches``: the tokens of the plan's fused modes. Raises EngineError for --config beside a plan: what that file says would be overridden.
+    ``batches``: the tokens of the plan's fused modes. Raises EngineError for --config beside a
+    plan: what that file says would be overridden.
     """
     if engine is not None and given(options, "--config"):
         raise EngineError("--config cannot be combined with --table: give its options instead")
