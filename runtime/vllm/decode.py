@@ -7,13 +7,14 @@ over all SMs vLLM's own graphs do.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from typing import Any
 
 import torch
+from vllm.config.compilation import CUDAGraphMode
 
 from nexus.errors import EngineError
 from nexus.runtime.partition.gemms import sized_for
+from nexus.runtime.vllm.mixed_graphs import new_graphs
 
 
 class DecodeLane:
@@ -39,8 +40,8 @@ class DecodeLane:
         Matrix products are sized for ``gemm_sms``. A new set: hand it to ``on``. Takes about as
         long as vLLM's own capture of as many sizes.
         """
-        graphs = self._graph_set(batch_sizes)
         runner = self._runner
+        graphs = new_graphs(runner, batch_sizes, CUDAGraphMode.FULL_DECODE_ONLY)
         before = torch.cuda.graph.default_capture_stream
         torch.cuda.graph.default_capture_stream = stream
         if hasattr(graphs, "_capture_stream"):  # newer releases name the stream themselves
@@ -80,19 +81,3 @@ class DecodeLane:
         if self._last != self._stock_stream:
             self._stock_stream.wait_stream(self._last)
             self._last = self._stock_stream
-
-    def _graph_set(self, batch_sizes: Sequence[int]) -> Any:
-        """An empty set of decode-only graphs of ``batch_sizes``."""
-        from vllm.config.compilation import CUDAGraphMode
-
-        runner = self._runner
-        config = copy(runner.vllm_config)
-        config.compilation_config = copy(config.compilation_config)
-        config.compilation_config.cudagraph_capture_sizes = sorted(set(batch_sizes))
-        config.compilation_config.max_cudagraph_capture_size = max(batch_sizes)
-        return type(self._stock_graphs)(
-            config,
-            runner.device,
-            CUDAGraphMode.FULL_DECODE_ONLY,
-            decode_query_len=runner.decode_query_len,
-        )

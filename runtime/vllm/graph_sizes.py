@@ -1,4 +1,4 @@
-"""Which sizes need CUDA graphs in a partition: decode batches, and prefill passes."""
+"""Which batches need CUDA graphs: decodes in a partition, and those of fused modes."""
 
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
@@ -7,6 +7,12 @@ from nexus.planner.table import Plan
 
 MAX_GRAPHS = 16
 """Per partition. A batch between two sizes is padded to the upper one."""
+
+MOST_MIXED_TOKENS = 1024
+"""Beyond, a step lasts longer on the device than launching its operators takes any host."""
+
+_MIXED_STEP = 32
+"""Tokens. Steps of the device's time are no finer."""
 
 _MARGIN = 1.06
 """The policy keeps a partition a little beyond the states that name it."""
@@ -31,3 +37,13 @@ def graph_sizes(plan: Plan, modes: Collection[str], stock: Sequence[int]) -> lis
     wanted = sizes[min(first, last) : last + 1]
     step = -(-len(wanted) // MAX_GRAPHS)
     return wanted[::-1][::step][::-1]
+
+
+def mixed_sizes(plan: Plan, limit: int) -> list[int]:
+    """Tokens of the graphs that batches of the plan's fused modes are padded to, ``limit`` at most.
+
+    Empty if the plan has no fused mode.
+    """
+    largest = max((mode.chunk for mode in plan.modes.values() if mode.mode == "fused"), default=0)
+    largest = min(largest, MOST_MIXED_TOKENS, limit)
+    return [*range(_MIXED_STEP, largest, _MIXED_STEP), *([largest] if largest else [])]

@@ -37,7 +37,7 @@ class LaneAttention:
         self.block_sizes = [_attention_block_size(group) for group in _cache_groups(runner)]
         self.splits = _kernel_blocks_per_block(runner, self.block_sizes)
         self._max_seq_len = int(self._config.model_config.max_model_len)
-        self.in_graphs = _can_be_in_graphs(self._config, self._groups)
+        self.in_graphs = attention_in_graphs(runner)
 
     @property
     def columns(self) -> list[int]:
@@ -140,13 +140,15 @@ def _built(group: Any, common: CommonAttentionMetadata, capture: bool) -> Any:
     return builder.build(common_prefix_len=0, common_attn_metadata=common)
 
 
-def _can_be_in_graphs(config: Any, groups: Sequence[Sequence[Any]]) -> bool:
+def attention_in_graphs(runner: Any) -> bool:
+    """Whether CUDA graphs may hold the runner's attention for any batch."""
+    config = runner.vllm_config
     mode = config.compilation_config.cudagraph_mode
     return bool(mode is not None and mode.has_full_cudagraphs()) and all(
         group.get_metadata_builder(0).get_cudagraph_support(config, group.kv_cache_spec)
         == AttentionCGSupport.ALWAYS
-        for each in groups
-        for group in each
+        for groups in runner.attn_groups
+        for group in groups
     )
 
 

@@ -1,4 +1,4 @@
-"""How the prefill lane gets into vLLM's options, and what cannot be combined with it."""
+"""How Nexus's workers get into vLLM's options, and what cannot be combined with the lane."""
 
 import argparse
 import logging
@@ -9,7 +9,7 @@ from nexus.planner.table import Plan
 from nexus.profiles.schema import Machine
 from nexus.runtime.vllm.unsupported import refuse_unsupported
 
-WORKER = "nexus.runtime.vllm.worker.LaneWorker"
+_WORKERS = "nexus.runtime.vllm.worker"
 
 log = logging.getLogger("nexus")
 
@@ -17,6 +17,12 @@ log = logging.getLogger("nexus")
 def lane_modes(plan: Plan) -> list[str]:
     """Names of the plan's modes that run prefill beside decode."""
     return sorted(name for name, mode in plan.modes.items() if mode.mode != "fused")
+
+
+def plug_in_graphs(arguments: argparse.Namespace, machine: Machine) -> None:
+    """Set the worker that captures a plan's batches, where it is not taken."""
+    if machine.device == "cuda" and arguments.worker_cls == "auto":
+        arguments.worker_cls = f"{_WORKERS}.PlannedWorker"
 
 
 def plug_in_lane(arguments: argparse.Namespace, plan: Plan, machine: Machine) -> None:
@@ -38,7 +44,7 @@ def plug_in_lane(arguments: argparse.Namespace, plan: Plan, machine: Machine) ->
     if machine.device == "cpu":
         log.warning("nexus: no partitions on a CPU; in %s prefill and decode take turns", modes)
     arguments.kv_transfer_config = KVTransferConfig(**transfer_config())
-    arguments.worker_cls = WORKER
+    arguments.worker_cls = f"{_WORKERS}.LaneWorker"
 
 
 def refuse_unservable(config: Any, plan: Plan) -> None:

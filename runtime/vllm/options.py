@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 from nexus.errors import EngineError
 from nexus.profiles.schema import Engine, Model
 from nexus.runtime.machine import has_fast_bf16
+from nexus.runtime.vllm.graph_sizes import MOST_MIXED_TOKENS
 
 CPU_KV_CACHE_BYTES = 1 << 30
 _USUAL_GRAPH_TOKENS = 512
-_MOST_GRAPH_TOKENS = 1024  # beyond, the device takes longer than any host
 _GRAPHS = (
     *("--max-cudagraph-capture-size", "--cudagraph-capture-sizes", "--enforce-eager"),
     *("--compilation-config", "-cc", "-O", "--optimization-level"),
@@ -76,7 +76,7 @@ def with_defaults(
         default("--max-num-seqs", str(engine.max_num_seqs))
         if engine.enforce_eager and not given(options, "--no-enforce-eager"):
             default("--enforce-eager")
-    graphs = max((size for size in batches if size <= _MOST_GRAPH_TOKENS), default=0)
+    graphs = min(max(batches, default=0), MOST_MIXED_TOKENS)
     eager = any(spelled(option).startswith(_GRAPHS) for option in (*options, *added))
     if not on_cpu and not eager and graphs > _USUAL_GRAPH_TOKENS:
         default("--max-cudagraph-capture-size", str(graphs))

@@ -22,7 +22,12 @@ from nexus.runtime.machine import (
 from nexus.runtime.policy import PrefillOrder
 from nexus.runtime.ports import check_port
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.lane_options import lane_modes, plug_in_lane, refuse_unservable
+from nexus.runtime.vllm.lane_options import (
+    lane_modes,
+    plug_in_graphs,
+    plug_in_lane,
+    refuse_unservable,
+)
 from nexus.runtime.vllm.options import one_line, parse_serve, use_every_core, with_defaults
 from nexus.runtime.vllm.trace import ServeTrace
 
@@ -128,6 +133,8 @@ def _plug_in(
     arguments.additional_config = context
     if lane_modes(plan):
         plug_in_lane(arguments, plan, machine)
+    else:
+        plug_in_graphs(arguments, machine)
 
 
 def _check_trace(trace: Path, table: Path | None) -> None:

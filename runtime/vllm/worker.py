@@ -1,4 +1,4 @@
-"""vLLM's worker with a prefill lane beside its own steps."""
+"""vLLM's worker with graphs for the plan's batches, and with a prefill lane beside its steps."""
 
 import gc
 import time
@@ -13,6 +13,7 @@ from nexus.planner.table import read_plan
 from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.driver import LaneDriver
+from nexus.runtime.vllm.graph_sizes import mixed_sizes
 from nexus.runtime.vllm.lane import PrefillLane
 from nexus.runtime.vllm.trace import ServeTrace
 from nexus.runtime.vllm.turns import TakingTurns
@@ -25,14 +26,44 @@ else:
 log = init_logger("vllm.nexus")
 
 
-class LaneWorker(_Worker):
-    """What ``--worker-cls`` is set to; runs each step in the partition of its mode."""
+class PlannedWorker(_Worker):
+    """What ``--worker-cls`` is set to for a plan of fused modes alone."""
+
+    def compile_or_warm_up_model(self) -> Any:
+        """As vLLM's, then the graphs of the plan's batches."""
+        times = super().compile_or_warm_up_model()
+        if not current_platform.is_cpu():
+            self._capture_mixed()
+        return times
+
+    def _capture_mixed(self) -> None:
+        from nexus.runtime.vllm.mixed_graphs import MixedGraphs, can_capture
+
+        config = self.vllm_config
+        longest = config.compilation_config.max_cudagraph_capture_size or 0
+        plan = read_plan(ServeContext.of(config).table)
+        sizes = mixed_sizes(plan, min(longest, config.scheduler_config.max_num_batched_tokens))
+        if not sizes or not can_capture(self.model_runner):
+            log.info("steps with prompts: vLLM's own graphs")
+            return
+        start = time.perf_counter()
+        graphs = MixedGraphs(self.model_runner, sizes)
+        log.info(
+            "steps with prompts: %d graphs of up to %d tokens took %.1f s",
+            graphs.num_mixed,
+            sizes[-1],
+            time.perf_counter() - start,
+        )
+
+
+class LaneWorker(PlannedWorker):
+    """The same for plans that share the GPU; runs each step in the partition of its mode."""
 
     _nexus_driver: LaneDriver | None = None
     _nexus_lanes: Any = None
 
     def compile_or_warm_up_model(self) -> Any:
-        """As vLLM's, then the lanes' own."""
+        """As vLLM's and the plan's, then the lanes' own."""
         times = super().compile_or_warm_up_model()
         start = time.perf_counter()
         context = ServeContext.of(self.vllm_config)

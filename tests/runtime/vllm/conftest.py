@@ -51,10 +51,10 @@ def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine
             from vllm.config import KVTransferConfig
 
             from nexus.runtime.vllm.connector import transfer_config
-            from nexus.runtime.vllm.lane_options import WORKER
+            from nexus.runtime.vllm.worker import LaneWorker
 
             options["kv_transfer_config"] = KVTransferConfig(**transfer_config())
-            options["worker_cls"] = WORKER
+            options["worker_cls"] = f"{LaneWorker.__module__}.{LaneWorker.__name__}"
         defaults = {
             "dtype": "float32",
             "enforce_eager": True,

@@ -50,7 +50,7 @@ OPTIONS = (
     *("--hf-overrides", '{"num_hidden_layers": 2}', "--max-model-len", "4096"),
     *("--max-num-seqs", "32", "--max-num-batched-tokens", "2048"),
     *("--kv-cache-memory-bytes", "1G", "--gpu-memory-utilization", "0.5"),
-    *("--compilation-config", '{"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}'),
+    *("--compilation-config", '{"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 128]}'),
 )
 TIMES_STOCK = 3.0
 """What the lane may differ from stock vLLM, in differences of two runs of stock vLLM."""
@@ -120,11 +120,12 @@ def changing(plan: Plan) -> Plan:
     return replace(held, rows=rows)
 
 
-@pytest.mark.parametrize("way", ["overlap", "split", "changing"])
+@pytest.mark.parametrize("way", ["fused", "overlap", "split", "changing"])
 def test_answers_are_as_near_to_stock_vllm_s_as_those_are_to_each_other(
     engine: Any, plan: Plan, asks: list[Ask], stock: tuple[Answers, Answers], way: str
 ) -> None:
     named: dict[str, Plan] = {m.mode: with_modes(plan, modes(), m) for m in modes()}
+    named["fused"] = plan
     follow(engine, named.get(way) or changing(plan))
     found = ask_all(engine, trickling(asks))
     assert idle(engine)
@@ -135,6 +136,23 @@ def test_answers_are_as_near_to_stock_vllm_s_as_those_are_to_each_other(
         for figure in ("first_token", "all_steps"):
             allowed = TIMES_STOCK * yardstick[figure]["max"] + SLACK
             assert told[figure]["max"] <= allowed, (figure, told, yardstick)
+
+
+def test_steps_with_prompts_are_whole_graphs(
+    engine: Any, plan: Plan, asks: list[Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (manager,) = engine.collective_rpc(lambda worker: worker.model_runner.cudagraph_manager)
+    replay, sizes = manager._mixed.run_fullgraph, []
+
+    def noted(found: Any) -> Any:
+        sizes.append(found.num_tokens)
+        return replay(found)
+
+    monkeypatch.setattr(manager._mixed, "run_fullgraph", noted)
+    follow(engine, plan)
+    ask_all(engine, trickling(asks))
+    assert set(sizes) == {32, 64, 96, 128}
+    assert len(sizes) > sum(len(ask.prompt) for ask in asks) / 128
 
 
 def test_aborts_in_the_middle_leave_nothing(engine: Any, plan: Plan) -> None:
