@@ -5,6 +5,7 @@ Two layers of a real shape, so that kernels are those of serving and an engine s
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from nexus.benchmarks.lane.tracefile import read_trace
 from nexus.benchmarks.lane.window import Load, evidence, recording, watched
 from nexus.planner.table import Mode, Plan, read_plan
 from nexus.runtime.machine import this_machine
+from nexus.runtime.partition.green import GreenContexts
 
 pytestmark = [
     pytest.mark.engine,
@@ -57,10 +59,15 @@ TIMES_STOCK = 3.0
 SLACK = 0.02
 
 
+@cache
 def modes() -> list[Mode]:
-    sms = this_machine().sms
-    overlap = Mode("overlap", 512, prefill_sms=sms - 32)
-    return [overlap, Mode("split", 512, prefill_sms=sms - 48, decode_sms=48)]
+    contexts = GreenContexts()
+    overlap = max(sms for sms in contexts.sizes() if sms < contexts.total_sms - 20)
+    prefill, decode = max(pair for pair in contexts.pairs() if pair[1] >= 48)
+    return [
+        Mode("overlap", 512, prefill_sms=overlap),
+        Mode("split", 512, prefill_sms=prefill, decode_sms=decode),
+    ]
 
 
 @pytest.fixture(scope="module")
