@@ -158,7 +158,7 @@ def test_steps_with_prompts_are_whole_graphs(
     monkeypatch.setattr(manager._mixed, "run_fullgraph", noted)
     follow(engine, plan)
     ask_all(engine, trickling(asks))
-    assert set(sizes) == {32, 64, 96, 128}
+    assert set(sizes) <= {32, 64, 96, 128}
     assert len(sizes) > sum(len(ask.prompt) for ask in asks) / 128
 
 
