@@ -24,7 +24,9 @@ from nexus.profiler.steps import StepDriver
 from nexus.profiles.schema import KernelSample, Sample
 from nexus.runtime.partition.green import GreenContexts, Lanes
 from nexus.runtime.vllm.decode import DecodeLane
+from nexus.runtime.vllm.graph_sizes import sizes_up_to
 from nexus.runtime.vllm.lane import LanePass, PrefillLane
+from nexus.runtime.vllm.mixed_graphs import MixedGraphs, most_tokens
 from nexus.runtime.vllm.rows import Row
 
 WARM_UP = 3
@@ -78,6 +80,9 @@ class Meter:
         index = runner.device.index or 0
         self.contexts = GreenContexts(index)
         self._steps = QueuedSteps(worker)
+        mixed = sizes_up_to(most_tokens(runner))
+        if mixed:
+            MixedGraphs(runner, mixed)  # steps of both phases as `nexus serve` runs them
         whole = self.contexts.alone(self.contexts.total_sms)
         self._lane = PrefillLane(runner, whole.prefill)
         self._decode = DecodeLane(runner)

@@ -16,6 +16,8 @@ HEADROOM = 512  # tokens that a sequence may grow by while it is measured, and r
 
 _LEAST_SHARE = 0.45  # of the SMs for prefill: with fewer it is slower than decode needs
 _TOTALS = [256, 384, 512, 768, 1024, 2048]  # tokens of a fused step, decodes included
+# Matrix products take leaps of up to a quarter from one multiple of 32 tokens to the next.
+_EVERY_TOTAL = [*range(64, 640, 32), *range(640, 1024, 64), 1024, 1536, 2048]
 _MORE_TOTALS = [192, 320, 640, 1536]
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -152,7 +154,8 @@ def gpu_points(sizes: Sequence[int], pairs: Sequence[tuple[int, int]], limits: L
     chunks = [128, 256, 512, 1024, 2048, 4096, 8192]
     coarse = [
         *_solo(total, chunks, (0,), list(BATCHES), (1024,)),
-        *(point for load in loads for point in _fused(total, _TOTALS, *_load(load), (0,))),
+        *_fused(total, _EVERY_TOTAL, *_load(loads[0]), (0,)),
+        *(point for load in loads[1:] for point in _fused(total, _TOTALS, *_load(load), (0,))),
         *(point for load in loads[:4] for point in _shared(total, sides, load, 1024, 0)),
         *(
             point
@@ -165,7 +168,11 @@ def gpu_points(sizes: Sequence[int], pairs: Sequence[tuple[int, int]], limits: L
         *_solo(total, chunks[1:], (4096, 16384), [1, 8, 32, 64, 128, 256], (128, 4096, 16384)),
         *(point for load in loads[4:] for point in _shared(total, sides, load, 1024, 0)),
         *_fused(total, [512, 2048], [32, 128], (1024,), (4096, 16384)),
-        *(point for load in loads[:2] for point in _fused(total, _MORE_TOTALS, *_load(load), (0,))),
+        *(
+            point
+            for load in loads[1:3]
+            for point in _fused(total, _MORE_TOTALS, *_load(load), (0,))
+        ),
         *(point for load in loads[:4] for point in _shared(total, sides, load, 512, 0)),
         *(point for load in loads[:4] for point in _shared(total, sides, load, 1024, 8192)),
         *(point for load in loads for point in _fused(total, [4096, 8192], *_load(load), (0,))),

@@ -33,6 +33,7 @@ from nexus.profiles.schema import (
     write_profile,
 )
 from nexus.runtime.machine import config_hash, software, this_machine
+from nexus.runtime.vllm.graph_sizes import MOST_MIXED_TOKENS
 from nexus.runtime.vllm.options import (
     given,
     one_line,
@@ -184,7 +185,9 @@ def start_engine(
         use_every_core()
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    arguments = parse_engine(model, with_defaults(_with_room(options, on_cpu), on_cpu))
+    roomy = _with_room(options, on_cpu)
+    # With graphs of all the steps that `nexus serve` has them for.
+    arguments = parse_engine(model, with_defaults(roomy, on_cpu, batches=[MOST_MIXED_TOKENS]))
     if arguments.worker_extension_cls:
         raise EngineError("--worker-extension-cls is taken by the profiler")
     arguments.worker_extension_cls = extension

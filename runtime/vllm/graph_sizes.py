@@ -45,5 +45,10 @@ def mixed_sizes(plan: Plan, limit: int) -> list[int]:
     Empty if the plan has no fused mode.
     """
     largest = max((mode.chunk for mode in plan.modes.values() if mode.mode == "fused"), default=0)
-    largest = min(largest, MOST_MIXED_TOKENS, limit)
-    return [*range(_MIXED_STEP, largest, _MIXED_STEP), *([largest] if largest else [])]
+    return sizes_up_to(min(largest, limit))
+
+
+def sizes_up_to(tokens: int) -> list[int]:
+    """Tokens of the graphs for all batches of up to ``tokens``, and of ``MOST_MIXED_TOKENS``."""
+    most = min(tokens, MOST_MIXED_TOKENS)
+    return [*range(_MIXED_STEP, most, _MIXED_STEP), *([most] if most > 0 else [])]

@@ -32,7 +32,7 @@ class LaneAttention:
         Raises EngineError for a KV cache that is not of attention.
         """
         self._config = runner.vllm_config
-        self._groups = _own_groups(runner)
+        self._groups = own_groups(runner)
         self._layers = [list(group.layer_names) for group in _cache_groups(runner)]
         self.block_sizes = [_attention_block_size(group) for group in _cache_groups(runner)]
         self.splits = _kernel_blocks_per_block(runner, self.block_sizes)
@@ -52,11 +52,7 @@ class LaneAttention:
         How many splits pay depends on lengths that a graph does not know; the many queries
         of a chunk fill the SMs without any.
         """
-        for group in self._flat_groups():
-            builder = group.get_metadata_builder(0)
-            if hasattr(builder, "max_num_splits"):  # FlashAttention's
-                builder.max_num_splits = 1
-                builder.max_cudagraph_size = max(builder.max_cudagraph_size or 0, max_tokens)
+        one_split(self._groups, max_tokens)
 
     def build(self, batch: FlatRows, tensors: PassTensors) -> Attention:
         """For an eager pass over ``batch``, which ``tensors`` hold without padding."""
@@ -93,9 +89,6 @@ class LaneAttention:
                 attention.metadata.update(dict.fromkeys(group.layer_names, built))
             attention.slots.update(dict.fromkeys(self._layers[index], tensors.slots[index]))
         return attention
-
-    def _flat_groups(self) -> list[Any]:
-        return [group for groups in self._groups for group in groups]
 
 
 def _common(
@@ -152,6 +145,14 @@ def attention_in_graphs(runner: Any) -> bool:
     )
 
 
+def one_split(groups: Sequence[Sequence[Any]], max_tokens: int) -> None:
+    """Let builders plan batches of up to ``max_tokens`` without splits of a row's keys."""
+    for builder in (group.get_metadata_builder(0) for each in groups for group in each):
+        if hasattr(builder, "max_num_splits"):  # FlashAttention's
+            builder.max_num_splits = 1
+            builder.max_cudagraph_size = max(builder.max_cudagraph_size or 0, max_tokens)
+
+
 def _cache_groups(runner: Any) -> list[Any]:
     return list(runner.kv_cache_config.kv_cache_groups)
 
@@ -168,7 +169,7 @@ def _kernel_blocks_per_block(runner: Any, block_sizes: Sequence[int]) -> list[in
     return [block // kernel for block, kernel in zip(block_sizes, sizes, strict=True)]
 
 
-def _own_groups(runner: Any) -> list[list[Any]]:
+def own_groups(runner: Any) -> list[list[Any]]:
     """The runner's attention groups with metadata builders that are the lane's."""
     sizes = prepare_kernel_block_sizes(runner.kv_cache_config, runner.attn_groups)
     copies = [

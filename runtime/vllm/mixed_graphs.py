@@ -2,22 +2,19 @@
 
 vLLM replays such a step as one graph per piece between attention layers, and launches the
 attention itself operator by operator: several milliseconds of host time, which a step of a
-few hundred tokens does not last on the device. A backend whose attention can be captured for
-any batch (FlashAttention 3) lets the whole step be one graph.
+few hundred tokens does not last on the device. FlashAttention 3 can be captured for any
+batch, so that the whole step is one graph.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import fields, replace
-from functools import wraps
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.config.compilation import CUDAGraphMode
 
 from nexus.errors import EngineError
-from nexus.runtime.vllm.lane_attention import attention_in_graphs
+from nexus.runtime.vllm.phase_attention import PhaseAttention, can_split
 from nexus.runtime.vllm.unsupported import refuse_unsupported
 
 
@@ -34,13 +31,20 @@ def new_graphs(runner: Any, sizes: Sequence[int], mode: CUDAGraphMode) -> Any:
     )
 
 
-def can_capture(runner: Any) -> bool:
-    """Whether steps with prompts can be whole graphs with this model, backend and options."""
+def most_tokens(runner: Any) -> int:
+    """The longest step with prompts that can be a whole graph with this model and these options.
+
+    0 where none can.
+    """
+    config = runner.vllm_config
     try:
-        refuse_unsupported(runner.vllm_config)
+        refuse_unsupported(config)
     except EngineError:
-        return False
-    return hasattr(runner, "cudagraph_manager") and attention_in_graphs(runner)
+        return 0
+    if not hasattr(runner, "cudagraph_manager") or not can_split(runner):
+        return 0
+    longest = config.compilation_config.max_cudagraph_capture_size or 0
+    return min(int(longest), int(config.scheduler_config.max_num_batched_tokens))
 
 
 class MixedGraphs:
@@ -49,17 +53,18 @@ class MixedGraphs:
     def __init__(self, runner: Any, sizes: Sequence[int]) -> None:
         """Capture graphs of ``sizes`` tokens and let ``runner`` use them from now on.
 
-        ``runner`` is the worker's V2 model runner after start-up, one that ``can_capture``.
+        ``runner`` is the worker's V2 model runner after start-up, ``sizes`` are up to its
+        ``most_tokens``.
         """
         self._stock = runner.cudagraph_manager
         self._mixed = new_graphs(runner, sizes, CUDAGraphMode.FULL)
-        runner.model_state.prepare_attn = self._longest_alike(runner.model_state.prepare_attn)
-        self._in_use = True  # while capturing
+        self._attention = PhaseAttention(runner, max(sizes))
+        self._attention.on = True
         runner.cudagraph_manager = self._mixed
         try:
             runner.capture_model()
         finally:
-            self._in_use = False
+            self._attention.on = False
             runner.cudagraph_manager = self
         torch.cuda.synchronize(runner.device)
 
@@ -71,39 +76,18 @@ class MixedGraphs:
     def dispatch(self, *batch: Any, **more: Any) -> Any:
         """As vLLM's; whole graphs where vLLM has only pieces."""
         found = self._stock.dispatch(*batch, **more)
-        self._in_use = False
+        self._attention.on = False
         if found.cg_mode is CUDAGraphMode.FULL:
             return found
         mixed = self._mixed.dispatch(*batch, **more)
-        self._in_use = mixed.cg_mode is CUDAGraphMode.FULL
-        return mixed if self._in_use else found
+        self._attention.on = mixed.cg_mode is CUDAGraphMode.FULL
+        return mixed if self._attention.on else found
 
     def run_fullgraph(self, found: Any) -> Any:
         """Replay what ``dispatch`` found."""
-        owner = self._mixed if self._in_use else self._stock
-        self._in_use = False
+        owner = self._mixed if self._attention.on else self._stock
+        self._attention.on = False
         return owner.run_fullgraph(found)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stock, name)
-
-    def _longest_alike(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
-        """``prepare``, told of mixed graphs that the longest query is of the whole batch.
-
-        FlashAttention 3 takes another tile where the longest query is short, and plans a step
-        for the tile: a graph has to be captured and replayed with the same one.
-        """
-
-        @wraps(prepare)
-        def prepare_attn(input_batch: Any, *rest: Any, **more: Any) -> Any:
-            if self._in_use:
-                longest = input_batch.num_tokens_after_padding
-                counts = np.full_like(input_batch.num_scheduled_tokens, longest)
-                told = {"num_scheduled_tokens": counts, "max_query_len": longest}
-                known = {field.name for field in fields(input_batch)}
-                input_batch = replace(
-                    input_batch, **{name: told[name] for name in told if name in known}
-                )
-            return prepare(input_batch, *rest, **more)
-
-        return prepare_attn

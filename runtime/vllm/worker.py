@@ -37,13 +37,11 @@ class PlannedWorker(_Worker):
         return times
 
     def _capture_mixed(self) -> None:
-        from nexus.runtime.vllm.mixed_graphs import MixedGraphs, can_capture
+        from nexus.runtime.vllm.mixed_graphs import MixedGraphs, most_tokens
 
-        config = self.vllm_config
-        longest = config.compilation_config.max_cudagraph_capture_size or 0
-        plan = read_plan(ServeContext.of(config).table)
-        sizes = mixed_sizes(plan, min(longest, config.scheduler_config.max_num_batched_tokens))
-        if not sizes or not can_capture(self.model_runner):
+        plan = read_plan(ServeContext.of(self.vllm_config).table)
+        sizes = mixed_sizes(plan, most_tokens(self.model_runner))
+        if not sizes:
             log.info("steps with prompts: vLLM's own graphs")
             return
         start = time.perf_counter()

@@ -53,7 +53,8 @@ def test_what_the_user_gives_wins(given: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "batches", "graphs"),
     [
-        ([], [256, 640, 8192], "640"),
+        ([], [256, 640], "640"),
+        ([], [256, 640, 8192], "1024"),
         ([], [256, 512], None),
         (["-O2"], [640], None),
         (["--compilation-config.cudagraph_mode=FULL"], [640], None),

@@ -1,0 +1,113 @@
+"""Attention of a batch with both phases in it, as two calls: decodes first, then prompts.
+
+FlashAttention 3 chooses its tile by the longest query of a batch. Beside a prompt, decodes
+run in a prompt's tile and with fewer splits of their keys, and take a quarter longer. Here
+each phase has the kernel that it has alone. Both calls see the whole batch; the rows of the
+other phase have no queries.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+
+from nexus.runtime.vllm.lane_attention import attention_in_graphs, one_split, own_groups
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Attention metadata of a layer, for each phase."""
+
+    decode: Any
+    prompts: Any
+
+
+class PhaseAttention:
+    """Makes a runner's attention take ``Phases`` while ``on``; one instance per worker."""
+
+    def __init__(self, runner: Any, max_tokens: int) -> None:
+        """``runner`` is one whose attention ``can_split``; batches have up to ``max_tokens``."""
+        self.on = False
+        self._groups = own_groups(runner)
+        one_split(self._groups, max_tokens)
+        rows = int(runner.vllm_config.scheduler_config.max_num_seqs)
+        self._starts = torch.zeros(2, rows + 1, dtype=torch.int32, device=runner.device)
+        runner.model_state.prepare_attn = self._prepared(runner.model_state.prepare_attn)
+        layers = runner.compilation_config.static_forward_context
+        for groups in self._groups:
+            for name in (name for group in groups for name in group.layer_names):
+                layers[name].impl.forward = _in_phases(layers[name].impl.forward)
+
+    def _prepared(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(prepare)
+        def prepare_attn(
+            batch: Any, mode: Any, tables: Any, slots: Any, groups: Any, cache: Any, **more: Any
+        ) -> Any:
+            if not self.on:
+                return prepare(batch, mode, tables, slots, groups, cache, **more)
+            rows = batch.num_reqs_after_padding
+            longest = batch.num_tokens_after_padding
+            # The runner puts rows of one token first.
+            decodes = int((batch.num_scheduled_tokens == 1).sum())
+            starts = batch.query_start_loc[: rows + 1]
+            ends = self._starts[:, : rows + 1]
+            torch.clamp(starts, max=decodes, out=ends[0])
+            torch.clamp(starts, min=decodes, out=ends[1])
+            decode = prepare(
+                _with_queries(batch, ends[0], 1), mode, tables, slots, groups, cache, **more
+            )
+            prompts = prepare(
+                _with_queries(batch, ends[1], longest),
+                *(mode, tables, slots, self._groups, cache),
+                **more,
+            )
+            return {name: Phases(decode[name], prompts[name]) for name in decode}
+
+        return prepare_attn
+
+
+def can_split(runner: Any) -> bool:
+    """Whether the runner's attention is FlashAttention 3, in CUDA graphs of any batch."""
+    return attention_in_graphs(runner) and all(
+        hasattr(group.get_metadata_builder(0), "max_num_splits")
+        for groups in runner.attn_groups
+        for group in groups
+    )
+
+
+def _with_queries(batch: Any, starts: torch.Tensor, longest: int) -> Any:
+    """The batch with its queries at ``starts``, the longest said to have ``longest`` tokens.
+
+    A graph is captured and replayed with the same length, as the kernel depends on it.
+    """
+    changed = {
+        "query_start_loc": starts,
+        "num_scheduled_tokens": np.full_like(batch.num_scheduled_tokens, longest),
+        "max_query_len": longest,  # newer releases ask for this
+    }
+    known = {field.name for field in fields(batch)}
+    return replace(batch, **{name: changed[name] for name in changed.keys() & known})
+
+
+def _in_phases(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def both(
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        **more: Any,
+    ) -> Any:
+        tensors = (layer, query, key, value, kv_cache)
+        if not isinstance(attn_metadata, Phases):
+            return forward(*tensors, attn_metadata, **more)
+        # Splits of decodes are combined for every row; those of prompts are written after.
+        forward(*tensors, attn_metadata.decode, **more)
+        return forward(*tensors, attn_metadata.prompts, **more)
+
+    return both
