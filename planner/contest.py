@@ -14,7 +14,7 @@ from nexus.planner.simulate import System, stock_system
 from nexus.planner.table import Bounds, Mode, Plan, Table
 from nexus.planner.workload import Requests
 
-STOCK_CHUNKS = (256, 512, 2048, 8192)  # what a tuned vLLM without Nexus is run with
+STOCK_CHUNKS = (256, 384, 512, 2048, 8192)  # what a tuned vLLM without Nexus is run with
 RULES = (
     Rule("prices"),
     Rule("prices", nearly=0.9),

@@ -41,7 +41,7 @@ class ImaginedEngine:
         """``stock``: decodes count towards the chunk, as in vLLM's own token budget."""
         self.patience, self._too_late = patience, 0
         self.times, self.limits, self.choose = times, limits, choose
-        self._serving = times.serving
+        self._serving = times.serving.as_stock if stock else times.serving
         self.order, self.aging, self.stock = order, aging_tokens_per_s, stock
         self.events: list[Event] | None = [] if record else None
         self.states: list[tuple[float, State]] | None = [] if record else None
@@ -165,17 +165,23 @@ class ImaginedEngine:
         serving = self._serving
         return (serving.intake_ms + serving.reply_ms + serving.reply_token_ms * tokens) / 1e3
 
-    def _uneven_ms(self, fused: bool) -> float:
-        """What contexts of different lengths add to a step."""
+    def _uneven_ms(self, chunk: int) -> float:
+        """What contexts of different lengths add to a step with ``chunk`` prompt tokens."""
+        each = self._serving.uneven_ms(chunk + self._batch, fused=chunk > 0)
+        return each * self._beyond() / 1e3
+
+    def _uneven_beside_ms(self) -> float:
+        """The same, of a decode step beside prompts on other SMs."""
+        return self._serving.uneven_fused_ms * self._beyond() / 1e3
+
+    def _beyond(self) -> float:
+        """Tokens by which the longest decode's context exceeds the mean."""
         longest = self._longest
         while longest and not longest[0][2].decoding:
             heappop(longest)
         if not longest or not self._batch:
             return 0.0
-        beyond = self._launched - longest[0][0] - self._decode_kv / self._batch
-        serving = self._serving
-        each = serving.uneven_fused_ms if fused else serving.uneven_decode_ms
-        return each * max(beyond, 0.0) / 1e3
+        return max(self._launched - longest[0][0] - self._decode_kv / self._batch, 0.0)
 
     def _leave(self, sequence: Sequence) -> None:
         held = sequence.computed + self._launched - sequence.joined

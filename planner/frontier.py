@@ -154,7 +154,10 @@ def mode_times(
     decode_more = serving.uneven_decode_ms * beyond / 1e3
     more = np.where(shape.chunk > 0, serving.uneven_fused_ms * beyond / 1e3, decode_more)
     if partition is None:
-        return fused + more, fused + more, outside
+        in_graphs = shape.chunk + shape.decode_batch <= serving.graph_tokens
+        fused = fused * np.where(shape.chunk > 0, serving.sustained, 1.0)
+        fused = fused + np.where(in_graphs, decode_more, more)
+        return fused, fused, outside
     both = (shape.chunk > 0) & (shape.decode_batch > 0)
     prefill, decode, shared_outside = model.together(partition, shape)
     alone, alone_outside = model.prefill_curve(partition).predict(shape)

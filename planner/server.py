@@ -127,7 +127,7 @@ class ImaginedServer(ImaginedEngine):
         first_s, last_s = (
             self.times.step_ms(0, 0.0, batch, kv + steps * batch) / 1e3 for steps in (0, count - 1)
         )
-        alone_s = first_s + self._uneven_ms(fused=False) / 1e3  # of contexts that grow alike
+        alone_s = first_s + self._uneven_ms(0) / 1e3  # of contexts that grow alike
         like = Step(0.0, 0.0, alone_s, alone_s, first_s, 0, batch, kv, mode)
         more_s = (last_s - first_s) / (count - 1)
         ends = self._flight.go_on(self.now, like, more_s, count, until_s)
@@ -201,16 +201,16 @@ class ImaginedServer(ImaginedEngine):
 
     def _launch(self, mode: Mode, chunk: int, context: float, completes: list[Sequence]) -> None:
         serving, times, batch, kv = self._serving, self.times, self._batch, self._decode_kv
-        base_ms = times.step_ms(chunk, context, batch, kv)
-        whole_ms = base_ms + self._uneven_ms(chunk > 0)
+        base_ms = times.step_ms(chunk, context, batch, kv) * (serving.sustained if chunk else 1.0)
+        whole_ms = base_ms + self._uneven_ms(chunk)
         limit = self.limits.max_num_batched_tokens
         if batch > limit:  # not all decodes fit in one step
             whole_ms *= batch / limit
         alone_ms = whole_ms
         if self._lane.num_prompts or self._lane.passes:
             base_ms = times.step_ms(0, 0.0, batch, kv) if chunk else base_ms
-            # Beside a pass, as in a step with prompt tokens, the longest context costs more.
-            whole_ms += self._uneven_ms(fused=True) - self._uneven_ms(chunk > 0)
+            # Beside a pass the longest context costs more.
+            whole_ms += self._uneven_beside_ms() - self._uneven_ms(chunk)
             in_force = self._lane_mode
             if in_force is not None and in_force.mode == "split" and batch and not chunk:
                 alone_ms += times.lane(in_force).decode_alone(0, 0.0, batch, kv) - base_ms

@@ -36,6 +36,10 @@ class Serving:
     ``uneven_fused_ms``, ``uneven_decode_ms``: what each 1,000 tokens by which the longest
     decode's context exceeds the mean add to a step with prompt tokens in it or beside it, and
     to one without: attention gives a sequence's head to one SM, and the last to end decides.
+    Where ``graph_tokens`` hold a step with prompts, Nexus gives decodes the attention kernel
+    that they have without, so that the second applies. ``sustained``: how many times as long
+    as in a profile a step with prompts takes; under load for minutes, a GPU at its limit of
+    power has a lower clock.
     """
 
     ahead: int = 0
@@ -53,16 +57,29 @@ class Serving:
     reply_token_ms: float = 0.0
     uneven_fused_ms: float = 0.0
     uneven_decode_ms: float = 0.0
+    sustained: float = 1.0
+    stock: bool = False
+
+    @property
+    def as_stock(self) -> "Serving":
+        """The same machine and model under stock vLLM."""
+        return replace(self, graph_tokens=min(self.graph_tokens, _STOCK_GRAPH_TOKENS), stock=True)
+
+    def uneven_ms(self, tokens: int, fused: bool) -> float:
+        """What 1,000 tokens more of context add to a step of ``tokens``, ``fused`` or not."""
+        joint = fused and (self.stock or tokens > self.graph_tokens)
+        return self.uneven_fused_ms if joint else self.uneven_decode_ms
 
 
 # On a CPU a step takes so long that nothing else shows.
 _CPU = Serving()
+_STOCK_GRAPH_TOKENS = 512
 _GPU = Serving(
     ahead=1,
     schedule_ms=0.6,
     launch_ms=0.6,
     eager_ms=8.0,
-    graph_tokens=512,
+    graph_tokens=1024,
     result_ms=0.3,
     pass_ms=1.0,
     begin_ms=4.0,
@@ -73,6 +90,7 @@ _GPU = Serving(
     reply_token_ms=0.03,
     uneven_fused_ms=0.65,
     uneven_decode_ms=0.14,
+    sustained=1.03,
 )
 _FITTED_SHAPE = 32 * 128  # layers times head size of the model that the last two were fitted to
 

@@ -16,6 +16,8 @@ import torch
 
 from nexus.runtime.vllm.lane_attention import attention_in_graphs, one_split, own_groups
 
+_FEW_DECODES = 64
+
 
 @dataclass(frozen=True)
 class Phases:
@@ -50,8 +52,9 @@ class PhaseAttention:
                 return prepare(batch, mode, tables, slots, groups, cache, **more)
             rows = batch.num_reqs_after_padding
             longest = batch.num_tokens_after_padding
+            few = most_decodes(longest)
             # The runner puts rows of one token first.
-            decodes = int((batch.num_scheduled_tokens == 1).sum())
+            decodes = min(int((batch.num_scheduled_tokens == 1).sum()), few)
             starts = batch.query_start_loc[: rows + 1]
             ends = self._starts[:, : rows + 1]
             torch.clamp(starts, max=decodes, out=ends[0])
@@ -64,9 +67,20 @@ class PhaseAttention:
                 *(mode, tables, slots, self._groups, cache),
                 **more,
             )
-            return {name: Phases(decode[name], prompts[name]) for name in decode}
+            return {
+                name: Phases(replace(decode[name], num_actual_tokens=few), prompts[name])
+                for name in decode
+            }
 
         return prepare_attn
+
+
+def most_decodes(tokens: int) -> int:
+    """Sequences that decode with their own kernel in a batch of ``tokens``; others go with prompts.
+
+    What splits of their keys gave is put together for so many, whether they are there or not.
+    """
+    return min(tokens, max(_FEW_DECODES, tokens // 2))
 
 
 def can_split(runner: Any) -> bool:
@@ -106,7 +120,7 @@ def _in_phases(forward: Callable[..., Any]) -> Callable[..., Any]:
         tensors = (layer, query, key, value, kv_cache)
         if not isinstance(attn_metadata, Phases):
             return forward(*tensors, attn_metadata, **more)
-        # Splits of decodes are combined for every row; those of prompts are written after.
+        # What decodes' splits leave in prompts' rows is overwritten.
         forward(*tensors, attn_metadata.decode, **more)
         return forward(*tensors, attn_metadata.prompts, **more)
 
