@@ -46,7 +46,7 @@ def aims(tables: Sequence[Table]) -> list[Aim]:
 def _gain(tables: Sequence[Table], model: str, workload: str, bounds: Objective) -> Aim:
     what = f"{model}, {workload} at {bounds.name}: goodput at least {GAIN}× the best stock setting"
     ratios = [
-        (ratio, table.told_ratio(system, bounds), system)
+        (ratio.worst, ratio, system)
         for table in tables
         if table.workload == workload
         for system in PLANS
@@ -54,8 +54,8 @@ def _gain(tables: Sequence[Table], model: str, workload: str, bounds: Objective)
     ]
     if not ratios:
         return Aim(what, "not run", None)
-    ratio, told, system = max(ratios)
-    return Aim(what, f"{told} ({system})", ratio >= GAIN)
+    _, ratio, system = max(ratios, key=lambda one: one[0])
+    return Aim(what, f"{ratio} ({system})", ratio.at_least >= GAIN)
 
 
 def _never_below(tables: Sequence[Table], model: str) -> Aim:
@@ -64,12 +64,14 @@ def _never_below(tables: Sequence[Table], model: str) -> Aim:
     for table in tables:
         for bounds in OBJECTIVES:
             own = [ratio for name in PLANS if (ratio := table.ratio(name, bounds)) is not None]
-            if own:
-                ratios.append((max(own), f"{table.workload} at {bounds.name}"))
+            told = [ratio for ratio in own if ratio.at_least or ratio.worst < NEVER_BELOW]
+            if told:
+                best = max(told, key=lambda ratio: ratio.worst)
+                ratios.append((best.worst, f"{best} ({table.workload} at {bounds.name})"))
     if not ratios:
         return Aim(what, "not run", None)
-    ratio, where = min(ratios)
-    return Aim(what, f"{ratio:.2f}× ({where})", ratio >= NEVER_BELOW)
+    worst, where = min(ratios)
+    return Aim(what, where, worst >= NEVER_BELOW)
 
 
 def _tail(tables: Sequence[Table], model: str) -> Aim:

@@ -16,6 +16,31 @@ DEFAULT = "vllm-default"
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """What a goodput ratio is surely not below (0: nothing says), and not above (None: the same).
+
+    The two differ where a crossing was not bracketed to neighbours.
+    """
+
+    at_least: float
+    at_most: float | None
+
+    @property
+    def worst(self) -> float:
+        """The end that is worse for who is compared, of those that are known."""
+        return self.at_least or self.at_most or 0.0
+
+    def __str__(self) -> str:
+        """Such as ``1.13×``, ``≥ 1.38×``, ``≤ 0.24×`` and ``0.98× to 1.06×``."""
+        least, most = f"{self.at_least:.2f}×", f"{self.at_most or 0.0:.2f}×"
+        if not self.at_least:
+            return f"≤ {most}"
+        if self.at_most is None:
+            return f"≥ {least}"
+        return least if least == most else f"{least} to {most}"
+
+
+@dataclass(frozen=True)
 class Table:
     """All runs of one model on one machine, under one workload; each cell once."""
 
@@ -50,27 +75,16 @@ class Table:
         there = [(name, edge) for name, edge in found if edge is not None]
         return max(there, key=_most, default=None)
 
-    def ratio(self, system: str, objective: Objective) -> float | None:
-        """Its goodput over the best stock setting's, at the least; None where unknown.
-
-        What is not bracketed to neighbours counts with the end of its bracket that is worse
-        for the ratio.
-        """
+    def ratio(self, system: str, objective: Objective) -> "Ratio | None":
+        """Its goodput over the best stock setting's; None where nothing is known of it."""
         own, best = self.crossing(system, objective), self.best_stock(objective)
-        if own is None or best is None or not best[1].at_most or not own.at_least:
+        if own is None or best is None:
             return None
-        return own.at_least / best[1].at_most
-
-    def told_ratio(self, system: str, objective: Objective) -> str:
-        """``ratio`` in words: ``≥`` where a bracket is open."""
-        ratio, own, best = (
-            self.ratio(system, objective),
-            self.crossing(system, objective),
-            self.best_stock(objective),
-        )
-        if ratio is None or own is None or best is None:
-            return ""
-        return f"{'' if own.found and best[1].found else '≥ '}{ratio:.2f}×"
+        theirs = best[1]
+        at_least = own.at_least / theirs.at_most if theirs.at_most else 0.0
+        known = own.at_most is not None and theirs.at_least > 0
+        at_most = own.at_most / theirs.at_least if own.at_most and known else None
+        return Ratio(at_least, at_most) if at_least or at_most else None
 
     def at_same_rate(self, system: str, other: str) -> list[tuple[Cell, Cell]]:
         """Runs of both on the very same requests."""

@@ -76,7 +76,7 @@ def _goodput(table: Table) -> str:
         best.append(f"{_told(found[1])} ({found[0]})" if found else NOT_RUN)
     rows.append(best)
     for name in table.systems:
-        ratios = [table.told_ratio(name, objective) for objective in OBJECTIVES]
+        ratios = [str(table.ratio(name, objective) or "") for objective in OBJECTIVES]
         if name not in STOCK and any(ratios):
             rows.append([f"{name} / best stock", *ratios])
     return markdown(head, rows)
@@ -233,17 +233,17 @@ def _overall(tables: Sequence[Table]) -> str:
             for objective in OBJECTIVES:
                 ratio = table.ratio(name, objective)
                 if name not in STOCK and ratio is not None:
-                    rows.append((ratio, name, table, objective, table.told_ratio(name, objective)))
-    rows.sort(key=lambda row: -row[0])
+                    rows.append((ratio, name, table, objective))
+    rows.sort(key=lambda row: -row[0].worst)
     head = ["goodput over the best stock setting's", "model", "workload", "bounds", "ratio"]
     body = [
-        [name, table.model, table.workload, objective.name, told]
-        for _, name, table, objective, told in rows
+        [name, table.model, table.workload, objective.name, str(ratio)]
+        for ratio, name, table, objective in rows
     ]
     if not body:
         return ""
-    won = sum(ratio >= 1.0 for ratio, *_ in rows)
-    summary = f"{won} of {len(rows)} are 1.00× or more."
+    won = sum(ratio.at_least >= 1.0 for ratio, *_ in rows)
+    summary = f"{won} of {len(rows)} are surely 1.00× or more."
     return f"## Wins and losses\n\n{summary}\n\n{markdown(head, body)}"
 
 
@@ -274,7 +274,8 @@ def _prediction(pairs: Sequence[Pair]) -> str:
         f"and of TBT, up to 90 % of the simulated capacity: {sum(p.good for p in judged)} of "
         f"{len(judged)} runs. Fitted to runs is what a server adds to a profile's steps (vllm-512 "
         "on azure_conv at 16/s, 45 s of arrivals), what a pass of the lane takes more in a server "
-        "(nexus-spf-plan for 500/15 there at 4/s), and the way through the router of MPS "
-        "(nexus-mps there at 12/s). A plan whose profile is not at hand is left out."
+        "(an overlap plan for 500/15 there at 4/s), how much longer than in a profile steps with "
+        "prompts last under load (nexus-spf-plan there at 16 to 24/s), and the way through the "
+        "router of MPS (nexus-mps there at 12/s). A plan whose profile is not at hand is left out."
     )
     return f"## Predicted and measured\n\n{told}\n\n{markdown(head, rows)}"

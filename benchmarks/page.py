@@ -108,7 +108,7 @@ def _goodput(table: Table) -> str:
         edges = [table.crossing(system, objective) for objective in OBJECTIVES]
         rows.append([system, *("not run" if edge is None else str(edge) for edge in edges)])
     for system in table.systems:
-        ratios = [table.told_ratio(system, objective) for objective in OBJECTIVES]
+        ratios = [str(table.ratio(system, objective) or "") for objective in OBJECTIVES]
         if system not in STOCK and any(ratios):
             rows.append([f"{system} / best stock", *ratios])
     return _table(head, rows)

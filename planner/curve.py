@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,9 +51,11 @@ class StepCurve:
         """Milliseconds, and where ``shape`` is outside of what was measured.
 
         A phase that is larger than measured is timed as if the rest of it ran in further
-        steps of the measured size: it is not assumed to use the device any better.
+        steps of the measured size: it is not assumed to use the device any better. Attention to
+        a prompt's context goes on in proportion to it.
         """
         inside, excess = self.ranges.clamp(shape)
+        inside = replace(inside, prefill_context=shape.prefill_context * (shape.chunk > 0))
         ms = self._inside(inside)
         if np.any(excess.prefill > 0):
             ms = ms + excess.prefill * self._inside(inside.only_prefill)

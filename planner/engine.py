@@ -165,10 +165,9 @@ class ImaginedEngine:
         serving = self._serving
         return (serving.intake_ms + serving.reply_ms + serving.reply_token_ms * tokens) / 1e3
 
-    def _uneven_ms(self, chunk: int) -> float:
+    def _uneven_ms(self, chunk: int = 0, context: float = 0.0) -> float:
         """What contexts of different lengths add to a step with ``chunk`` prompt tokens."""
-        each = self._serving.uneven_ms(chunk + self._batch, fused=chunk > 0)
-        return each * self._beyond() / 1e3
+        return self._serving.uneven_ms(chunk, context, self._batch) * self._beyond() / 1e3
 
     def _uneven_beside_ms(self) -> float:
         """The same, of a decode step beside prompts on other SMs."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from nexus.planner.fit import Bools, Floats, Ints
 from nexus.planner.latency import LatencyModel
+from nexus.planner.serving import LONG_CONTEXT
 from nexus.planner.shape import Shape
 from nexus.planner.sharing import Partition
 from nexus.planner.table import LEAST_PROMPT_TOKENS, Mode
@@ -155,6 +156,7 @@ def mode_times(
     more = np.where(shape.chunk > 0, serving.uneven_fused_ms * beyond / 1e3, decode_more)
     if partition is None:
         in_graphs = shape.chunk + shape.decode_batch <= serving.graph_tokens
+        in_graphs &= shape.prefill_context <= LONG_CONTEXT
         fused = fused * np.where(shape.chunk > 0, serving.sustained, 1.0)
         fused = fused + np.where(in_graphs, decode_more, more)
         return fused, fused, outside

@@ -162,7 +162,7 @@ class DecodeEngine(ImaginedEngine):
         if batch and beside:
             alone = max(alone, lane.decode(prefill.chunk, prefill.context, batch, kv))
         host_ms = serving.schedule_ms + serving.launch_ms + serving.result_ms
-        uneven_ms = self._uneven_beside_ms() if beside else self._uneven_ms(0)
+        uneven_ms = self._uneven_beside_ms() if beside else self._uneven_ms()
         return max(alone + uneven_ms, host_ms)
 
     def _land(self, prefill: PrefillEngine) -> None:

@@ -9,6 +9,8 @@ scheduled in the next but one. A token is out when the host has seen its step's 
 from heapq import heappop
 from math import inf
 
+import numpy as np
+
 from nexus.planner.engine import Chooser, ImaginedEngine, rank_of
 from nexus.planner.flight import Flight, Step
 from nexus.planner.lane import ImaginedLane
@@ -20,6 +22,7 @@ from nexus.profiles.schema import Engine
 from nexus.runtime.policy import PrefillOrder, State
 
 _ALIKE = 64  # steps whose times are taken to grow evenly, as they do where they were measured
+_NOISE = np.random.default_rng(0).standard_normal(4096).tolist()  # how steps of a size differ
 _IDLE_S = 1e-3  # vLLM sleeps as long between steps in which nothing runs
 
 
@@ -127,7 +130,7 @@ class ImaginedServer(ImaginedEngine):
         first_s, last_s = (
             self.times.step_ms(0, 0.0, batch, kv + steps * batch) / 1e3 for steps in (0, count - 1)
         )
-        alone_s = first_s + self._uneven_ms(0) / 1e3  # of contexts that grow alike
+        alone_s = first_s + self._uneven_ms() / 1e3  # of contexts that grow alike
         like = Step(0.0, 0.0, alone_s, alone_s, first_s, 0, batch, kv, mode)
         more_s = (last_s - first_s) / (count - 1)
         ends = self._flight.go_on(self.now, like, more_s, count, until_s)
@@ -201,8 +204,12 @@ class ImaginedServer(ImaginedEngine):
 
     def _launch(self, mode: Mode, chunk: int, context: float, completes: list[Sequence]) -> None:
         serving, times, batch, kv = self._serving, self.times, self._batch, self._decode_kv
-        base_ms = times.step_ms(chunk, context, batch, kv) * (serving.sustained if chunk else 1.0)
-        whole_ms = base_ms + self._uneven_ms(chunk)
+        base_ms = times.step_ms(chunk, context, batch, kv)
+        if chunk:
+            base_ms *= serving.sustained * (
+                1.0 + serving.varies * _NOISE[self._launched % len(_NOISE)]
+            )
+        whole_ms = base_ms + self._uneven_ms(chunk, context)
         limit = self.limits.max_num_batched_tokens
         if batch > limit:  # not all decodes fit in one step
             whole_ms *= batch / limit
@@ -210,7 +217,7 @@ class ImaginedServer(ImaginedEngine):
         if self._lane.num_prompts or self._lane.passes:
             base_ms = times.step_ms(0, 0.0, batch, kv) if chunk else base_ms
             # Beside a pass the longest context costs more.
-            whole_ms += self._uneven_beside_ms() - self._uneven_ms(chunk)
+            whole_ms += self._uneven_beside_ms() - self._uneven_ms(chunk, context)
             in_force = self._lane_mode
             if in_force is not None and in_force.mode == "split" and batch and not chunk:
                 alone_ms += times.lane(in_force).decode_alone(0, 0.0, batch, kv) - base_ms

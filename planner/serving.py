@@ -14,6 +14,13 @@ from nexus.profiles.schema import Profile
 MAX_PASSES = 2  # on the lane at once, as the runtime has it
 PASSES_AHEAD = 3  # chunks that may go before a prompt which goes to the lane
 MIN_LANE_TOKENS = 32  # shorter prompts run in a fused step
+LONG_CONTEXT = 4096
+"""Tokens before a step's prompt tokens from which on both phases share one attention kernel.
+
+Without splits a short pass does not fill the SMs: one of 256 tokens takes 1.5 ms longer after so
+many tokens, and one of 1,024 no more than 2.1 ms (8B on an H200). What is lost by then is about
+what decodes of mixed lengths lose where both phases share a kernel.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,11 @@ class Serving:
     decode's context exceeds the mean add to a step with prompt tokens in it or beside it, and
     to one without: attention gives a sequence's head to one SM, and the last to end decides.
     Where ``graph_tokens`` hold a step with prompts, Nexus gives decodes the attention kernel
-    that they have without, so that the second applies. ``sustained``: how many times as long
-    as in a profile a step with prompts takes; under load for minutes, a GPU at its limit of
-    power has a lower clock.
+    that they have without, so that the second applies.
+
+    ``sustained``: how many times as long as in a profile a step with prompts takes on average;
+    ``varies``: the standard deviation around that, as a share. A GPU at its limit of power has
+    a clock that falls the longer it is busy.
     """
 
     ahead: int = 0
@@ -58,16 +67,26 @@ class Serving:
     uneven_fused_ms: float = 0.0
     uneven_decode_ms: float = 0.0
     sustained: float = 1.0
+    varies: float = 0.0
     stock: bool = False
 
     @property
     def as_stock(self) -> "Serving":
-        """The same machine and model under stock vLLM."""
-        return replace(self, graph_tokens=min(self.graph_tokens, _STOCK_GRAPH_TOKENS), stock=True)
+        """The same machine and model under stock vLLM.
 
-    def uneven_ms(self, tokens: int, fused: bool) -> float:
-        """What 1,000 tokens more of context add to a step of ``tokens``, ``fused`` or not."""
-        joint = fused and (self.stock or tokens > self.graph_tokens)
+        Its steps with prompts take as long under load as a profile's, whose attention runs in
+        two calls, do in a profile.
+        """
+        graph_tokens = min(self.graph_tokens, _STOCK_GRAPH_TOKENS)
+        return replace(self, graph_tokens=graph_tokens, sustained=1.0, stock=True)
+
+    def uneven_ms(self, chunk: int, context: float, batch: int) -> float:
+        """What 1,000 tokens by which a decode is longer than others add to a step.
+
+        It has ``batch`` decodes and ``chunk`` prompt tokens with ``context`` before them.
+        """
+        apart = chunk + batch <= self.graph_tokens and context <= LONG_CONTEXT
+        joint = chunk > 0 and (self.stock or not apart)
         return self.uneven_fused_ms if joint else self.uneven_decode_ms
 
 
@@ -88,9 +107,10 @@ _GPU = Serving(
     intake_ms=1.5,
     reply_ms=1.0,
     reply_token_ms=0.03,
-    uneven_fused_ms=0.65,
+    uneven_fused_ms=0.4,
     uneven_decode_ms=0.14,
     sustained=1.03,
+    varies=0.04,
 )
 _FITTED_SHAPE = 32 * 128  # layers times head size of the model that the last two were fitted to
 

@@ -27,7 +27,7 @@ def timer(curve: StepCurve) -> Timer:
     ranges = curve.ranges
     chunk_low, chunk_high = ranges.chunk
     batch_low, batch_high = ranges.decode_batch
-    context_high, kv_high = ranges.prefill_context[1], ranges.kv_tokens[1]
+    kv_high = ranges.kv_tokens[1]
     most = int(chunk_high + batch_high)
     tokens = _unrolled(curve.tokens, most)
     mixed = _unrolled(lambda total: curve.tokens(tiled(total, curve.tile)), most)
@@ -39,9 +39,8 @@ def timer(curve: StepCurve) -> Timer:
         inside = running = 0
         if chunk:
             inside = int(min(max(chunk, chunk_low), chunk_high))
-            before = min(context, context_high)
-            prefill = curve.prefill_ms + curve.attention * inside * (before + inside / 2)
-            prefill += curve.prefill_context * max(before, 0.0)
+            prefill = curve.prefill_ms + curve.attention * inside * (context + inside / 2)
+            prefill += curve.prefill_context * max(context, 0.0)
             if chunk > inside:
                 beyond += (chunk / inside - 1.0) * (base + prefill + mixed[inside])
         if batch:

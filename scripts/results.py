@@ -1,7 +1,8 @@
 """Benchmark results as the tables of docs/results.md.
 
 ``python scripts/results.py [FILE.jsonl ...] [--write docs/results.md]``: of the given files, else
-of all under benchmarks/results. With ``--write`` they replace what stands between the two marks.
+of all in the machines' folders of benchmarks/results. With ``--write`` they replace what stands
+between the two marks.
 """
 
 import sys
@@ -46,7 +47,7 @@ def main(words: list[str]) -> None:
         at = words.index("--write")
         into = Path(words[at + 1])
         words = words[:at] + words[at + 2 :]
-    files = [Path(word) for word in words] or sorted(RESULTS.rglob("*.jsonl"))
+    files = [Path(word) for word in words] or sorted(RESULTS.glob("*/*.jsonl"))
     text = tables(files)
     if into is None:
         sys.stdout.write(text)

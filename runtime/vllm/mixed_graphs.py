@@ -7,8 +7,9 @@ batch, so that the whole step is one graph.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import wraps
 from itertools import pairwise
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 
 from nexus.errors import EngineError
-from nexus.runtime.vllm.phase_attention import PhaseAttention, can_split
+from nexus.planner.serving import LONG_CONTEXT
+from nexus.runtime.vllm.phase_attention import PhaseAttention, Way, can_split
 from nexus.runtime.vllm.unsupported import refuse_unsupported
 
+_WAYS: tuple[Way, ...] = ("one call", "two calls")
 _REPLAYS = 3
 _WORTH_IT = 1.03  # a size is padded to a larger one that is faster by so much
 
@@ -62,42 +65,77 @@ class MixedGraphs:
         ``most_tokens``.
         """
         self._stock = runner.cudagraph_manager
-        self._mixed = new_graphs(runner, sizes, CUDAGraphMode.FULL)
         self._attention = PhaseAttention(runner, max(sizes))
-        self._attention.on = True
-        runner.cudagraph_manager = self._mixed
-        try:
-            runner.capture_model()
-        finally:
-            self._attention.on = False
-            runner.cudagraph_manager = self
+        self._managers = {way: self._captured(runner, sizes, way) for way in _WAYS}
+        runner.cudagraph_manager = self
+        runner.execute_model = self._looked_at(runner.execute_model)
         self._sizes = sorted(sizes)
-        self._best = fastest({desc.num_tokens: g for desc, g in self._mixed.graphs.items()})
+        graphs = self._managers["two calls"].graphs
+        self._best = fastest({found.num_tokens: graph for found, graph in graphs.items()})
+        self._context = 0
 
     @property
     def num_mixed(self) -> int:
         """Graphs of mixed batches."""
-        return len(self._mixed.graphs)
+        return sum(len(manager.graphs) for manager in self._managers.values())
 
     def dispatch(self, num_reqs: int, num_tokens: int, *rest: Any, **more: Any) -> Any:
         """As vLLM's; whole graphs where vLLM has only pieces."""
+        self._attention.way = "stock"
         found = self._stock.dispatch(num_reqs, num_tokens, *rest, **more)
-        self._attention.on = False
         if found.cg_mode is CUDAGraphMode.FULL or num_tokens > self._sizes[-1]:
             return found
         padded = self._best[self._sizes[bisect_left(self._sizes, num_tokens)]]
-        mixed = self._mixed.dispatch(num_reqs, padded, *rest, **more)
-        self._attention.on = mixed.cg_mode is CUDAGraphMode.FULL
-        return mixed if self._attention.on else found
+        way = way_for(self._context)
+        mixed = self._managers[way].dispatch(num_reqs, padded, *rest, **more)
+        if mixed.cg_mode is not CUDAGraphMode.FULL:
+            return found
+        self._attention.way = way
+        return mixed
 
     def run_fullgraph(self, found: Any) -> Any:
         """Replay what ``dispatch`` found."""
-        owner = self._mixed if self._attention.on else self._stock
-        self._attention.on = False
-        return owner.run_fullgraph(found)
+        way, self._attention.way = self._attention.way, "stock"
+        return self._managers.get(way, self._stock).run_fullgraph(found)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stock, name)
+
+    def _captured(self, runner: Any, sizes: Sequence[int], way: Way) -> Any:
+        manager = new_graphs(runner, sizes, CUDAGraphMode.FULL)
+        runner.cudagraph_manager, self._attention.way = manager, way
+        try:
+            runner.capture_model()
+        finally:
+            runner.cudagraph_manager, self._attention.way = self._stock, "stock"
+        return manager
+
+    def _looked_at(self, execute: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(execute)
+        def execute_model(scheduler_output: Any, *rest: Any, **more: Any) -> Any:
+            self._context = longest_context(scheduler_output)
+            return execute(scheduler_output, *rest, **more)
+
+        return execute_model
+
+
+def longest_context(scheduler_output: Any) -> int:
+    """Tokens before the prompt tokens of a step, of the prompt that has most; 0 without any."""
+    counts = scheduler_output.num_scheduled_tokens
+    if scheduler_output.total_num_scheduled_tokens == len(counts):
+        return 0
+    cached = scheduler_output.scheduled_cached_reqs
+    known = zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+    return max(
+        *(new.num_computed_tokens for new in scheduler_output.scheduled_new_reqs),
+        *(computed for name, computed in known if counts.get(name, 0) > 1),
+        *(0, 0),
+    )
+
+
+def way_for(context: int) -> Way:
+    """How attention runs in a step whose prompts have up to ``context`` tokens before them."""
+    return "one call" if context > LONG_CONTEXT else "two calls"
 
 
 def fastest(graphs: Mapping[int, torch.cuda.CUDAGraph]) -> dict[int, int]:

@@ -1,20 +1,23 @@
-"""Attention of a batch with both phases in it, as two calls: decodes first, then prompts.
+"""Attention of a batch with both phases in it, for CUDA graphs of whole steps.
 
 FlashAttention 3 chooses its tile by the longest query of a batch. Beside a prompt, decodes
-run in a prompt's tile and with fewer splits of their keys, and take a quarter longer. Here
-each phase has the kernel that it has alone. Both calls see the whole batch; the rows of the
-other phase have no queries.
+run in a prompt's tile and with fewer splits of their keys, and take a quarter longer. In two
+calls, decodes first, each phase has the kernel that it has alone: both calls see the whole
+batch, and the rows of the other phase have no queries. Prompts then have no splits, which
+costs them more the longer the context before them is, up to where one call is better.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from nexus.runtime.vllm.lane_attention import attention_in_graphs, one_split, own_groups
+
+Way = Literal["stock", "one call", "two calls"]
 
 _FEW_DECODES = 64
 
@@ -28,11 +31,15 @@ class Phases:
 
 
 class PhaseAttention:
-    """Makes a runner's attention take ``Phases`` while ``on``; one instance per worker."""
+    """Lets a runner's attention run any ``way``; one instance per worker.
+
+    A graph is captured and replayed the same way. In ``one call`` the longest query is said to
+    be of the whole batch, as the kernel depends on it; ``stock`` says what is.
+    """
 
     def __init__(self, runner: Any, max_tokens: int) -> None:
         """``runner`` is one whose attention ``can_split``; batches have up to ``max_tokens``."""
-        self.on = False
+        self.way: Way = "stock"
         self._groups = own_groups(runner)
         one_split(self._groups, max_tokens)
         rows = int(runner.vllm_config.scheduler_config.max_num_seqs)
@@ -48,31 +55,35 @@ class PhaseAttention:
         def prepare_attn(
             batch: Any, mode: Any, tables: Any, slots: Any, groups: Any, cache: Any, **more: Any
         ) -> Any:
-            if not self.on:
-                return prepare(batch, mode, tables, slots, groups, cache, **more)
-            rows = batch.num_reqs_after_padding
+            def prepared(starts: torch.Tensor, longest: int, built_by: Any) -> Any:
+                told = _with_queries(batch, starts, longest)
+                return prepare(told, mode, tables, slots, built_by, cache, **more)
+
             longest = batch.num_tokens_after_padding
+            if self.way == "stock":
+                return prepare(batch, mode, tables, slots, groups, cache, **more)
+            if self.way == "one call":
+                return prepared(batch.query_start_loc, longest, groups)
             few = most_decodes(longest)
-            # The runner puts rows of one token first.
-            decodes = min(int((batch.num_scheduled_tokens == 1).sum()), few)
-            starts = batch.query_start_loc[: rows + 1]
-            ends = self._starts[:, : rows + 1]
-            torch.clamp(starts, max=decodes, out=ends[0])
-            torch.clamp(starts, min=decodes, out=ends[1])
-            decode = prepare(
-                _with_queries(batch, ends[0], 1), mode, tables, slots, groups, cache, **more
-            )
-            prompts = prepare(
-                _with_queries(batch, ends[1], longest),
-                *(mode, tables, slots, self._groups, cache),
-                **more,
-            )
+            decodes, prompts = self._parted(batch, few)
+            of_decodes = prepared(decodes, 1, groups)
+            of_prompts = prepared(prompts, longest, self._groups)
             return {
-                name: Phases(replace(decode[name], num_actual_tokens=few), prompts[name])
-                for name in decode
+                name: Phases(replace(of_decodes[name], num_actual_tokens=few), of_prompts[name])
+                for name in of_decodes
             }
 
         return prepare_attn
+
+    def _parted(self, batch: Any, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where queries start and end for each phase, ``most`` decodes at most."""
+        rows = batch.num_reqs_after_padding
+        # The runner puts rows of one token first.
+        count = min(int((batch.num_scheduled_tokens == 1).sum()), most)
+        starts, parted = batch.query_start_loc[: rows + 1], self._starts[:, : rows + 1]
+        torch.clamp(starts, max=count, out=parted[0])
+        torch.clamp(starts, min=count, out=parted[1])
+        return parted[0], parted[1]
 
 
 def most_decodes(tokens: int) -> int:
@@ -93,10 +104,7 @@ def can_split(runner: Any) -> bool:
 
 
 def _with_queries(batch: Any, starts: torch.Tensor, longest: int) -> Any:
-    """The batch with its queries at ``starts``, the longest said to have ``longest`` tokens.
-
-    A graph is captured and replayed with the same length, as the kernel depends on it.
-    """
+    """The batch with its queries at ``starts``, the longest said to have ``longest`` tokens."""
     changed = {
         "query_start_loc": starts,
         "num_scheduled_tokens": np.full_like(batch.num_scheduled_tokens, longest),

@@ -19,7 +19,7 @@ PROFILE = ROOT / "profiles" / "h200" / "llama-3.1-8b.yaml"
 RESULTS = ROOT / "benchmarks" / "results" / "h200"
 PLAN = RESULTS / "azure_conv-500-15.plan.yaml"
 MEASURED = RESULTS / "azure_conv-16.jsonl"
-PLANNED = RESULTS / "llama-3.1-8b_nvidia-h200--gpu3.jsonl"
+PLANNED = RESULTS / "llama-3.1-8b_nvidia-h200--gpu1.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_stock_vllm_is_predicted() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    cells = [cell for cell in read_cells(PLANNED) if cell.key.system == "nexus-spf-fused"]
+    cells = [cell for cell in read_cells(PLANNED) if cell.key.system == "nexus-spf-plan"]
     plans = sorted((RESULTS / "plans").glob("*.yaml"))
     assert len(Predictor([PROFILE], plans).pairs(cells[:2])) == 2
     assert Predictor([PROFILE], []).pairs(cells[:2]) == []  # each served with a plan

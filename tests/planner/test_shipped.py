@@ -11,9 +11,6 @@ from nexus.profiles.schema import read_profile
 
 H200 = Path(__file__).parents[2] / "profiles" / "h200"
 ALONE, SHARED = ("prefill", "decode", "fused"), ("split", "overlap")
-FEW = pytest.mark.xfail(
-    reason="5 minutes of measuring leave two samples of each phase on most parts of the SMs"
-)
 HOST_BOUND = pytest.mark.xfail(
     reason="short steps of a 3B model wait for the host, which no term of the model says"
 )
@@ -22,7 +19,7 @@ HOST_BOUND = pytest.mark.xfail(
 @pytest.mark.parametrize(
     ("name", "kinds", "median", "p95"),
     [
-        pytest.param("llama-3.1-8b", ALONE, 0.05, 0.10, marks=FEW),
+        ("llama-3.1-8b", ALONE, 0.05, 0.10),
         ("qwen2.5-14b", ALONE, 0.05, 0.10),
         pytest.param("qwen2.5-3b", ALONE, 0.05, 0.10, marks=HOST_BOUND),
         ("llama-3.1-8b", SHARED, 0.08, 0.15),

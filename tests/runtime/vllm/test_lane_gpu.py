@@ -36,6 +36,7 @@ from nexus.benchmarks.lane.window import Load, evidence, recording, watched
 from nexus.planner.table import Mode, Plan, read_plan
 from nexus.runtime.machine import this_machine
 from nexus.runtime.partition.green import GreenContexts
+from nexus.runtime.vllm import mixed_graphs
 
 pytestmark = [
     pytest.mark.engine,
@@ -127,12 +128,19 @@ def changing(plan: Plan) -> Plan:
     return replace(held, rows=rows)
 
 
-@pytest.mark.parametrize("way", ["fused", "overlap", "split", "changing"])
+@pytest.mark.parametrize("way", ["fused", "fused in one call", "overlap", "split", "changing"])
 def test_answers_are_as_near_to_stock_vllm_s_as_those_are_to_each_other(
-    engine: Any, plan: Plan, asks: list[Ask], stock: tuple[Answers, Answers], way: str
+    engine: Any,
+    plan: Plan,
+    asks: list[Ask],
+    stock: tuple[Answers, Answers],
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     named: dict[str, Plan] = {m.mode: with_modes(plan, modes(), m) for m in modes()}
-    named["fused"] = plan
+    named |= {"fused": plan, "fused in one call": plan}
+    if way == "fused in one call":
+        monkeypatch.setattr(mixed_graphs, "LONG_CONTEXT", -1)
     follow(engine, named.get(way) or changing(plan))
     found = ask_all(engine, trickling(asks))
     assert idle(engine)
@@ -149,13 +157,14 @@ def test_steps_with_prompts_are_whole_graphs(
     engine: Any, plan: Plan, asks: list[Ask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (manager,) = engine.collective_rpc(lambda worker: worker.model_runner.cudagraph_manager)
-    replay, sizes = manager._mixed.run_fullgraph, []
+    two_calls = manager._managers["two calls"]
+    replay, sizes = two_calls.run_fullgraph, []
 
     def noted(found: Any) -> Any:
         sizes.append(found.num_tokens)
         return replay(found)
 
-    monkeypatch.setattr(manager._mixed, "run_fullgraph", noted)
+    monkeypatch.setattr(two_calls, "run_fullgraph", noted)
     follow(engine, plan)
     ask_all(engine, trickling(asks))
     assert set(sizes) <= {32, 64, 96, 128}
