@@ -17,7 +17,6 @@ from nexus.benchmarks.compare import (
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.predicted import MEDIAN_WITHIN, TAIL_WITHIN, Pair
 from nexus.benchmarks.results import Cell
-from nexus.benchmarks.search import Crossing
 from nexus.planner.goodput import GOOD_SHARE
 from nexus.planner.spread import Spread
 
@@ -73,7 +72,7 @@ def _goodput(table: Table) -> str:
     best = ["**best stock**"]
     for objective in OBJECTIVES:
         found = table.best_stock(objective)
-        best.append(f"{_told(found[1])} ({found[0]})" if found else NOT_RUN)
+        best.append(f"{found[1]} ({found[0]})" if found else NOT_RUN)
     rows.append(best)
     for name in table.systems:
         ratios = [str(table.ratio(name, objective) or "") for objective in OBJECTIVES]
@@ -84,11 +83,7 @@ def _goodput(table: Table) -> str:
 
 def _crossed(table: Table, system: str, objective: Objective) -> str:
     edge = table.crossing(system, objective)
-    return NOT_RUN if edge is None else _told(edge)
-
-
-def _told(edge: Crossing) -> str:
-    return f"{edge.estimate:.3g}" if edge.found and edge.goodput else str(edge)
+    return NOT_RUN if edge is None else str(edge)
 
 
 def _command(table: Table) -> str:
@@ -130,7 +125,15 @@ def _options(command: str) -> list[str]:
 def _runs(table: Table) -> str:
     """Every rate of every system, over its repeats."""
     head = ["system", "plan", "req/s", "runs", "TTFT mean", "p50", "p95", "p99", "longest p99"]
-    head += ["TBT p50", "p95", "p99", "req/s out", *(objective.name for objective in OBJECTIVES)]
+    head += [
+        "TBT p50",
+        "p95",
+        "p99",
+        "req/s out",
+        "SM MHz",
+        "W",
+        *(objective.name for objective in OBJECTIVES),
+    ]
     groups: dict[tuple[str, str, float], list[Cell]] = {}
     for cell in table.cells:
         where = (cell.key.system, cell.key.objective or "", cell.key.rate or 0.0)
@@ -147,12 +150,13 @@ def _runs(table: Table) -> str:
 def _figures(cells: Sequence[Cell]) -> list[str]:
     done = [cell.metrics for cell in cells if cell.metrics is not None]
     if not done:
-        return [cells[0].error or "", *[""] * (8 + len(OBJECTIVES))]
+        return [cells[0].error or "", *[""] * (10 + len(OBJECTIVES))]
 
     def over(name: str, part: str) -> str:
         spreads: list[Spread | None] = [getattr(metrics, name) for metrics in done]
         return mean_and_range([getattr(spread, part) for spread in spreads if spread is not None])
 
+    gpus = [cell.condition for cell in cells if cell.condition is not None]
     shares = [
         f"{sum(cell.attainment(objective) for cell in cells) / len(cells):.1%}"
         for objective in OBJECTIVES
@@ -162,6 +166,7 @@ def _figures(cells: Sequence[Cell]) -> list[str]:
         over("ttft_longest", "p99"),
         *(over("tbt", part) for part in ("p50", "p95", "p99")),
         mean_and_range([metrics.requests_per_s for metrics in done]),
+        *(mean_and_range([getattr(each, name) for each in gpus]) for name in ("sm_mhz", "power_w")),
         *shares,
     ]
 

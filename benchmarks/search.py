@@ -50,12 +50,12 @@ class Crossing:
         return self.estimate if self.found and self.goodput else self.above
 
     def __str__(self) -> str:
-        """Such as ``16``, ``8 to 16``, ``≥ 16`` and ``< 2``; in requests per second."""
+        """Such as ``16.3``, ``8 to 16``, ``≥ 16`` and ``< 2``; in requests per second."""
         if self.above is None:
             return f"≥ {self.goodput:.3g}"
         if self.goodput == 0.0:
             return f"< {self.above:.3g}"
-        return f"{self.goodput:.3g}" if self.found else f"{self.goodput:.3g} to {self.above:.3g}"
+        return f"{self.estimate:.3g}" if self.found else f"{self.goodput:.3g} to {self.above:.3g}"
 
 
 def index_of(rate: float) -> int:

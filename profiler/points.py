@@ -19,6 +19,7 @@ _TOTALS = [256, 384, 512, 768, 1024, 2048]  # tokens of a fused step, decodes in
 # Matrix products take leaps of up to a quarter from one multiple of 32 tokens to the next.
 _EVERY_TOTAL = [*range(64, 640, 32), *range(640, 1024, 64), 1024, 1536, 2048]
 _MORE_TOTALS = [192, 320, 640, 1536]
+_LEAST_DECODE_SMS = 16  # clusters of thread blocks do not run on fewer
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -149,11 +150,13 @@ def gpu_points(sizes: Sequence[int], pairs: Sequence[tuple[int, int]], limits: L
     """
     total = sizes[-1]
     most = _spread(sizes, round(_LEAST_SHARE * total), total - 1, 9)
-    sides = Sides(tuple(most), tuple(pair for pair in pairs if pair[0] >= most[0]))
+    fit = [pair for pair in pairs if pair[0] >= most[0] and pair[1] >= _LEAST_DECODE_SMS]
+    sides = Sides(tuple(most), tuple(fit))
     loads = ((32, 1024), (128, 1024), (64, 4096), (256, 1024), (8, 1024), (128, 4096))
     chunks = [128, 256, 512, 1024, 2048, 4096, 8192]
     coarse = [
         *_solo(total, chunks, (0,), list(BATCHES), (1024,)),
+        *_solo(total, [512, 2048], (4096, 16384), [8, 32], (16384,)),
         *_fused(total, _EVERY_TOTAL, *_load(loads[0]), (0,)),
         *(point for load in loads[1:] for point in _fused(total, _TOTALS, *_load(load), (0,))),
         *(point for load in loads[:4] for point in _shared(total, sides, load, 1024, 0)),
