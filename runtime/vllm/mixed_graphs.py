@@ -71,6 +71,7 @@ class MixedGraphs:
         runner.execute_model = self._looked_at(runner.execute_model)
         self._sizes = sorted(sizes)
         graphs = self._managers["two calls"].graphs
+        self._attention.forget()
         self._best = fastest({found.num_tokens: graph for found, graph in graphs.items()})
         self._context = 0
 
@@ -114,7 +115,10 @@ class MixedGraphs:
         @wraps(execute)
         def execute_model(scheduler_output: Any, *rest: Any, **more: Any) -> Any:
             self._context = longest_context(scheduler_output)
-            return execute(scheduler_output, *rest, **more)
+            try:
+                return execute(scheduler_output, *rest, **more)
+            finally:
+                self._attention.way = "stock"
 
         return execute_model
 
@@ -127,7 +131,11 @@ def longest_context(scheduler_output: Any) -> int:
     cached = scheduler_output.scheduled_cached_reqs
     known = zip(cached.req_ids, cached.num_computed_tokens, strict=True)
     return max(
-        *(new.num_computed_tokens for new in scheduler_output.scheduled_new_reqs),
+        *(
+            new.num_computed_tokens
+            for new in scheduler_output.scheduled_new_reqs
+            if counts.get(new.req_id, 0) > 1
+        ),
         *(computed for name, computed in known if counts.get(name, 0) > 1),
         *(0, 0),
     )
@@ -142,15 +150,15 @@ def fastest(graphs: Mapping[int, torch.cuda.CUDAGraph]) -> dict[int, int]:
     """For each size the one to pad to: itself, or a larger one that takes less time.
 
     For a few sizes the libraries choose kernels that are up to a fifth slower than those of
-    the next size. Replays every graph, on what its capture left as inputs.
+    the next size. Replays every graph, on whatever there is as inputs.
     """
     best: dict[int, int] = {}
     least, at = float("inf"), 0
     for size in sorted(graphs, reverse=True):
         ms = _replay_ms(graphs[size])
-        if ms < least * _WORTH_IT or not at:
+        best[size] = size if ms < least * _WORTH_IT else at
+        if ms < least:
             least, at = ms, size
-        best[size] = at
     return best
 
 

@@ -40,6 +40,7 @@ class PhaseAttention:
     def __init__(self, runner: Any, max_tokens: int) -> None:
         """``runner`` is one whose attention ``can_split``; batches have up to ``max_tokens``."""
         self.way: Way = "stock"
+        self._stock_groups = runner.attn_groups
         self._groups = own_groups(runner)
         one_split(self._groups, max_tokens)
         rows = int(runner.vllm_config.scheduler_config.max_num_seqs)
@@ -49,6 +50,15 @@ class PhaseAttention:
         for groups in self._groups:
             for name in (name for group in groups for name in group.layer_names):
                 layers[name].impl.forward = _in_phases(layers[name].impl.forward)
+
+    def forget(self) -> None:
+        """Leave no attention to compute for a graph that is replayed before the next step."""
+        self._starts.zero_()
+        for groups in (*self._groups, *self._stock_groups):
+            for group in groups:
+                metadata = getattr(group.get_metadata_builder(0), "scheduler_metadata", None)
+                if metadata is not None:
+                    metadata.zero_()
 
     def _prepared(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(prepare)
@@ -96,11 +106,17 @@ def most_decodes(tokens: int) -> int:
 
 def can_split(runner: Any) -> bool:
     """Whether the runner's attention is FlashAttention 3, in CUDA graphs of any batch."""
+    layers = runner.compilation_config.static_forward_context
     return attention_in_graphs(runner) and all(
         hasattr(group.get_metadata_builder(0), "max_num_splits")
+        and all(_is_version_3(layers[name].impl) for name in group.layer_names)
         for groups in runner.attn_groups
         for group in groups
     )
+
+
+def _is_version_3(attention: Any) -> bool:
+    return getattr(attention, "vllm_flash_attn_version", None) == 3
 
 
 def _with_queries(batch: Any, starts: torch.Tensor, longest: int) -> Any:

@@ -17,6 +17,10 @@ def refuse_unsupported(config: Any) -> None:
             lambda: getattr(parallel, "decode_context_parallel_size", 1) > 1,
             "--decode-context-parallel-size above 1",
         ),
+        (
+            lambda: getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+            "--prefill-context-parallel-size above 1",
+        ),
         (lambda: getattr(parallel, "enable_dbo", False), "--enable-dbo"),
         (lambda: config.speculative_config is not None, "--speculative-config"),
         (lambda: config.lora_config is not None, "--enable-lora"),

@@ -153,18 +153,25 @@ def test_answers_are_as_near_to_stock_vllm_s_as_those_are_to_each_other(
             assert told[figure]["max"] <= allowed, (figure, told, yardstick)
 
 
+@pytest.mark.parametrize(("way", "long"), [("two calls", 4096), ("one call", -1)])
 def test_steps_with_prompts_are_whole_graphs(
-    engine: Any, plan: Plan, asks: list[Ask], monkeypatch: pytest.MonkeyPatch
+    engine: Any,
+    plan: Plan,
+    asks: list[Ask],
+    way: str,
+    long: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(mixed_graphs, "LONG_CONTEXT", long)
     (manager,) = engine.collective_rpc(lambda worker: worker.model_runner.cudagraph_manager)
-    two_calls = manager._managers["two calls"]
-    replay, sizes = two_calls.run_fullgraph, []
+    graphs = manager._managers[way]
+    replay, sizes = graphs.run_fullgraph, []
 
     def noted(found: Any) -> Any:
         sizes.append(found.num_tokens)
         return replay(found)
 
-    monkeypatch.setattr(two_calls, "run_fullgraph", noted)
+    monkeypatch.setattr(graphs, "run_fullgraph", noted)
     follow(engine, plan)
     ask_all(engine, trickling(asks))
     assert set(sizes) <= {32, 64, 96, 128}

@@ -1,6 +1,7 @@
 """Which graph a step with prompts runs as. The graphs themselves need a GPU."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 
 from nexus.planner.serving import LONG_CONTEXT
+from nexus.runtime.vllm import mixed_graphs
 from nexus.runtime.vllm.graph_sizes import MOST_MIXED_TOKENS, sizes_up_to
 from nexus.runtime.vllm.mixed_graphs import longest_context, way_for
 from nexus.runtime.vllm.phase_attention import most_decodes
@@ -46,8 +48,9 @@ def test_the_longest_context_is_that_of_prompts(
     assert longest_context(step(computed, tokens)) == context
 
 
-def test_a_new_prompt_may_begin_in_the_prefix_cache() -> None:
-    made = step({"decode": 9}, {"decode": 1, "new": 50})
+@pytest.mark.parametrize(("tokens", "context"), [(50, 4000), (1, 0)])
+def test_a_new_prompt_may_begin_in_the_prefix_cache(tokens: int, context: int) -> None:
+    made = step({"decode": 9, "known": 3}, {"decode": 1, "known": 2, "new": tokens})
     made.scheduled_new_reqs = [
         NewRequestData(
             req_id="new",
@@ -60,7 +63,7 @@ def test_a_new_prompt_may_begin_in_the_prefix_cache() -> None:
             lora_request=None,
         )
     ]
-    assert longest_context(made) == 4000
+    assert longest_context(made) == max(context, 3)
 
 
 def test_long_contexts_are_one_call() -> None:
@@ -75,3 +78,19 @@ def test_sizes_hold_every_batch_and_decodes_fit_in_them(tokens: int) -> None:
     assert sizes[-1] == min(tokens, MOST_MIXED_TOKENS)
     assert all(0 < most_decodes(size) <= size for size in sizes)
     assert all(later - size <= 32 for size, later in pairwise(sizes))
+
+
+@pytest.mark.parametrize(
+    ("ms", "best"),
+    [
+        ({448: 17.2, 480: 14.4, 512: 14.7}, {448: 480, 480: 480, 512: 512}),
+        ({32: 10.58, 64: 10.29, 96: 10.0}, {32: 96, 64: 64, 96: 96}),
+        ({32: 6.8, 64: 7.1}, {32: 32, 64: 64}),
+    ],
+)
+def test_a_slow_size_is_padded_to_a_faster_one(
+    ms: dict[int, float], best: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed_graphs, "_replay_ms", lambda graph: graph)
+    graphs: dict[int, Any] = dict(ms)
+    assert mixed_graphs.fastest(graphs) == best
