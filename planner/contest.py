@@ -14,7 +14,7 @@ from nexus.planner.simulate import System, stock_system
 from nexus.planner.table import Bounds, Mode, Plan, Table
 from nexus.planner.workload import Requests
 
-STOCK_CHUNKS = (256, 384, 512, 2048, 8192)  # what a tuned vLLM without Nexus is run with
+STOCK_CHUNKS = (256, 512, 2048, 8192)  # what a tuned vLLM without Nexus is run with
 RULES = (
     Rule("prices"),
     Rule("prices", nearly=0.9),
@@ -28,7 +28,7 @@ _ENDLESS_MS = 1e9
 _BUSY_LOAD = 0.9  # of the fluid limit: where the states that the workload visits are seen
 # Tables are told apart with bounds on TBT that are so much tighter: a table that just holds its
 # bound in simulation, where most of its steps take what the bound allows, does not in life.
-_JUDGED_TBT = 0.95
+_JUDGED_TBT = 0.97
 _SAME = 0.99  # tables that sustain this much of the best are told apart by their TTFT
 _LITTLE = 0.2  # of the fluid limit: below it, rates that a few long prompts decide are no measure
 _TRIED_LOADS = (0.25, 0.5, 0.75)  # where shares of good requests are compared instead
@@ -81,22 +81,28 @@ class Contest:
 
     def best_stock(self) -> Played:
         """The best of stock vLLM's chunks."""
-        return self._best([self.play(system) for system in self._stock()])
+        first, *others = self._stock()
+        best = self.play(first)
+        for system in others:
+            best = self._better(best, system)
+        return best
 
     def best_fixed(self, start: Played) -> Played:
         """The best single mode, or ``start`` when none is better."""
         capacities = {mode.name: self.problem.capacity([mode]).per_s for mode in self.modes}
         best = start
         for mode in sorted(self.modes, key=lambda one: -capacities[one.name]):
-            system = System(mode.name, mode=mode)
-            if self._highest(system) <= best.per_s:
-                continue
-            if self._is_much(best.per_s):
-                if self.arena.sustains(system, best.per_s):
-                    best = self.play(system, best.per_s)
-            elif self._good(system) > best.good:
-                best = self.play(system)
+            best = self._better(best, System(mode.name, mode=mode))
         return best
+
+    def _better(self, best: Played, system: System) -> Played:
+        """``system`` as it plays if it is better than ``best``, else that."""
+        if self._highest(system) <= best.per_s:
+            return best
+        if self._is_much(best.per_s):
+            wins = self.arena.sustains(system, best.per_s)
+            return self.play(system, best.per_s) if wins else best
+        return self.play(system) if self._good(system) > best.good else best
 
     def best_table(self, max_partitions: int, fixed: Played) -> tuple[Played, Plan]:
         """The best of the tables that ``RULES`` make, with few partitions.

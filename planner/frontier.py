@@ -1,5 +1,6 @@
 """What each mode gives in each state: time between tokens, and both phases' rates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from nexus.planner.shape import Shape
 from nexus.planner.sharing import Partition
 from nexus.planner.table import LEAST_PROMPT_TOKENS, Mode
 from nexus.planner.workload import Lengths
-from nexus.profiles.schema import Profile, held_in
+from nexus.profiles.schema import Profile, Sample, held_in
 
 _NEARLY_AS_FAST = 0.97
 _BETWEEN = (0.25, 0.5, 0.75)  # of the way from a measured batch to the next
@@ -20,6 +21,9 @@ _CPU_GRAIN = 32  # tokens
 _GPU_GRAIN = 64  # tokens of a matrix product's tile: a few more cost as much as a whole one
 _CLOSE = 2  # times as large, at most, is a next batch that others lie between
 _FINE_BELOW = 1024
+
+
+_HARDLY = 1.05
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,18 @@ def fused_modes(profile: Profile) -> list[Mode]:
     """One mode for each batch that was measured and that the engine can run, and some between.
 
     A step's time between two measured ones is known from both: how many tokens just fit under
-    a bound is worth more than to have run that very batch.
+    a bound is worth more than to have run that very batch. A batch than which a larger one was
+    hardly slower is left out.
     """
     most = profile.engine.max_num_batched_tokens
-    sizes = {
-        min(sample.chunk + sample.decode_batch, most)
+    steps = [
+        sample
         for sample in held_in(profile.samples)
         if sample.mode in ("fused", "prefill") and sample.prefill_sms == profile.machine.sms
-    }
+    ]
+    sizes = {min(sample.chunk + sample.decode_batch, most) for sample in steps}
+    left_out = _hardly_faster(steps)
+    sizes -= left_out
     grain = _CPU_GRAIN if profile.machine.device == "cpu" else _GPU_GRAIN
     between = {
         round((low + (high - low) * part) / grain) * grain
@@ -71,8 +79,25 @@ def fused_modes(profile: Profile) -> list[Mode]:
         for part in _BETWEEN
         if low * _CLOSE >= high and high - low > grain and high <= _FINE_BELOW
     }
-    wanted = sorted(size for size in sizes | between if LEAST_PROMPT_TOKENS <= size <= most)
+    wanted = sorted(
+        size for size in sizes | (between - left_out) if LEAST_PROMPT_TOKENS <= size <= most
+    )
     return [Mode(mode="fused", chunk=size) for size in wanted]
+
+
+def _hardly_faster(steps: Sequence[Sample]) -> set[int]:
+    """Tokens of batches that take about as long as a larger one beside the same decodes."""
+    beside: dict[tuple[int, int, int], dict[int, float]] = {}
+    for step in steps:
+        load = (step.decode_batch, step.decode_context, step.prefill_context)
+        if step.mode == "fused" and step.prefill_ms:
+            beside.setdefault(load, {})[step.chunk + step.decode_batch] = step.prefill_ms
+    finest = max(beside.values(), key=len, default={})
+    return {
+        size
+        for size, ms in finest.items()
+        if any(other > size and more <= _HARDLY * ms for other, more in finest.items())
+    }
 
 
 def shared_modes(profile: Profile, model: LatencyModel, decode_batch: float) -> list[Mode]:

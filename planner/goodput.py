@@ -11,7 +11,7 @@ from nexus.profiles.schema import Engine
 
 GOOD_SHARE = 0.9  # of all requests must meet both bounds
 USUAL_LOAD = 0.8  # of what is sustained: where times are predicted unless a rate is given
-_HALVINGS = 6
+_HALVINGS = 5
 _FIRST_GUESS = 0.8
 _WARM_UP = 0.2
 

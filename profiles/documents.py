@@ -20,6 +20,7 @@ from nexus.errors import DocumentError
 T = TypeVar("T")
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LINE_WIDTH = 1_000_000  # a row never wraps
 
 
@@ -84,7 +85,9 @@ def dump_document(document: Any, schema: str) -> str:
             rows = "".join(f"  {key}: {_flow(row)}\n" for key, row in value.items())
             parts.append(f"{name}:\n{rows}")
         else:
-            parts.append(yaml.safe_dump({name: value}, sort_keys=False, width=_LINE_WIDTH))
+            parts.append(
+                yaml.dump({name: value}, Dumper=_DUMPER, sort_keys=False, width=_LINE_WIDTH)
+            )
     return "".join(parts)
 
 
@@ -137,5 +140,7 @@ def _is_map_of_rows(value: Any) -> bool:
 
 
 def _flow(row: Any) -> str:
-    text = yaml.safe_dump(row, default_flow_style=True, sort_keys=False, width=_LINE_WIDTH)
+    text = yaml.dump(
+        row, Dumper=_DUMPER, default_flow_style=True, sort_keys=False, width=_LINE_WIDTH
+    )
     return str(text).strip()

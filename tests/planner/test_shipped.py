@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nexus.planner.frontier import fused_modes
 from nexus.planner.latency import check, fit_model
 from nexus.planner.shape import Shape
 from nexus.profiles.schema import read_profile
@@ -48,3 +49,9 @@ def test_a_batch_of_many_prompts_takes_no_less_than_its_prompts_alone(name):
     together, _ = model.fused_step(shape)
     alone, _ = model.fused_step(shape.only_prefill)
     assert np.all(together >= 0.97 * alone)
+
+
+def test_a_batch_that_takes_as_long_as_a_larger_one_is_no_mode() -> None:
+    sizes = {mode.chunk for mode in fused_modes(read_profile(H200 / "llama-3.1-8b.yaml"))}
+    assert {256, 384, 512, 768} <= sizes
+    assert not {352, 448, 480, 832} & sizes  # each within 5 % of the next, or slower
