@@ -17,7 +17,7 @@ DEFAULT = "vllm-default"
 
 @dataclass(frozen=True)
 class Ratio:
-    """What a goodput ratio is surely not below (0: nothing says), and not above (None: the same).
+    """What a goodput ratio is surely not below, and not above; 0 and None where nothing says.
 
     The two differ where a crossing was not bracketed to neighbours.
     """
@@ -75,7 +75,7 @@ class Table:
         there = [(name, edge) for name, edge in found if edge is not None]
         return max(there, key=_most, default=None)
 
-    def ratio(self, system: str, objective: Objective) -> "Ratio | None":
+    def ratio(self, system: str, objective: Objective) -> Ratio | None:
         """Its goodput over the best stock setting's; None where nothing is known of it."""
         own, best = self.crossing(system, objective), self.best_stock(objective)
         if own is None or best is None:

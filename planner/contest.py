@@ -84,7 +84,7 @@ class Contest:
         first, *others = self._stock()
         best = self.play(first)
         for system in others:
-            best = self._better(best, system)
+            best = self._improved(best, system)
         return best
 
     def best_fixed(self, start: Played) -> Played:
@@ -92,10 +92,10 @@ class Contest:
         capacities = {mode.name: self.problem.capacity([mode]).per_s for mode in self.modes}
         best = start
         for mode in sorted(self.modes, key=lambda one: -capacities[one.name]):
-            best = self._better(best, System(mode.name, mode=mode))
+            best = self._improved(best, System(mode.name, mode=mode))
         return best
 
-    def _better(self, best: Played, system: System) -> Played:
+    def _improved(self, best: Played, system: System) -> Played:
         """``system`` as it plays if it is better than ``best``, else that."""
         if self._highest(system) <= best.per_s:
             return best

@@ -8,7 +8,6 @@ import numpy as np
 
 from nexus.planner.fit import Bools, Floats, Ints
 from nexus.planner.latency import LatencyModel
-from nexus.planner.serving import LONG_CONTEXT
 from nexus.planner.shape import Shape
 from nexus.planner.sharing import Partition
 from nexus.planner.table import LEAST_PROMPT_TOKENS, Mode
@@ -21,9 +20,7 @@ _CPU_GRAIN = 32  # tokens
 _GPU_GRAIN = 64  # tokens of a matrix product's tile: a few more cost as much as a whole one
 _CLOSE = 2  # times as large, at most, is a next batch that others lie between
 _FINE_BELOW = 1024
-
-
-_HARDLY = 1.05
+_HARDLY = 1.05  # times as long as another is hardly slower
 
 
 @dataclass(frozen=True)
@@ -180,10 +177,9 @@ def mode_times(
     decode_more = serving.uneven_decode_ms * beyond / 1e3
     more = np.where(shape.chunk > 0, serving.uneven_fused_ms * beyond / 1e3, decode_more)
     if partition is None:
-        in_graphs = shape.chunk + shape.decode_batch <= serving.graph_tokens
-        in_graphs &= shape.prefill_context <= LONG_CONTEXT
+        apart = serving.apart(shape.chunk + shape.decode_batch, shape.prefill_context)
         fused = fused * np.where(shape.chunk > 0, serving.sustained, 1.0)
-        fused = fused + np.where(in_graphs, decode_more, more)
+        fused = fused + np.where(apart, decode_more, more)
         return fused, fused, outside
     both = (shape.chunk > 0) & (shape.decode_batch > 0)
     prefill, decode, shared_outside = model.together(partition, shape)

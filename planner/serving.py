@@ -6,6 +6,7 @@ out, and decodes contexts of all lengths in one batch.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nexus.planner.curve import StepCurve
 from nexus.planner.shape import Shape
@@ -43,7 +44,7 @@ class Serving:
     ``uneven_fused_ms``, ``uneven_decode_ms``: what each 1,000 tokens by which the longest
     decode's context exceeds the mean add to a step with prompt tokens in it or beside it, and
     to one without: attention gives a sequence's head to one SM, and the last to end decides.
-    Where ``graph_tokens`` hold a step with prompts, Nexus gives decodes the attention kernel
+    In a step with prompts of up to ``apart_tokens`` Nexus gives decodes the attention kernel
     that they have without, so that the second applies.
 
     ``sustained``: how many times as long as in a profile a step with prompts takes on average;
@@ -68,7 +69,7 @@ class Serving:
     uneven_decode_ms: float = 0.0
     sustained: float = 1.0
     varies: float = 0.0
-    stock: bool = False
+    apart_tokens: int = 0
 
     @property
     def as_stock(self) -> "Serving":
@@ -78,15 +79,21 @@ class Serving:
         two calls, do in a profile.
         """
         graph_tokens = min(self.graph_tokens, _STOCK_GRAPH_TOKENS)
-        return replace(self, graph_tokens=graph_tokens, sustained=1.0, stock=True)
+        return replace(self, graph_tokens=graph_tokens, sustained=1.0, apart_tokens=0)
+
+    def apart(self, tokens: Any, context: Any) -> Any:
+        """Whether each phase has its own attention kernel in steps with prompts of ``tokens``.
+
+        ``context`` is before the prompt tokens. Numbers, or arrays of one shape.
+        """
+        return (tokens <= self.apart_tokens) & (context <= LONG_CONTEXT)
 
     def uneven_ms(self, chunk: int, context: float, batch: int) -> float:
         """What 1,000 tokens by which a decode is longer than others add to a step.
 
         It has ``batch`` decodes and ``chunk`` prompt tokens with ``context`` before them.
         """
-        apart = chunk + batch <= self.graph_tokens and context <= LONG_CONTEXT
-        joint = chunk > 0 and (self.stock or not apart)
+        joint = chunk > 0 and not self.apart(chunk + batch, context)
         return self.uneven_fused_ms if joint else self.uneven_decode_ms
 
 
@@ -111,6 +118,7 @@ _GPU = Serving(
     uneven_decode_ms=0.14,
     sustained=1.03,
     varies=0.04,
+    apart_tokens=1024,
 )
 _FITTED_SHAPE = 32 * 128  # layers times head size of the model that the last two were fitted to
 

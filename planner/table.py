@@ -229,11 +229,15 @@ class Plan:
         return self
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Tokens of the fused modes' batches, the smallest first; there may be none."""
+        return tuple(sorted(m.chunk for m in self.modes.values() if m.mode == "fused"))
+
+    @property
     def beside_lane(self) -> Mode:
         """How a step is batched while prompts are on the lane: the smallest batch there is."""
-        modes = self.modes.values()
-        fused = [mode.chunk for mode in modes if mode.mode == "fused"]
-        return Mode(mode="fused", chunk=min(fused, default=max(mode.chunk for mode in modes)))
+        largest = max(mode.chunk for mode in self.modes.values())
+        return Mode(mode="fused", chunk=min(self.batches, default=largest))
 
     @model_validator(mode="after")
     def _is_static_under_mps(self) -> "Plan":

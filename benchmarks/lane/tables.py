@@ -35,8 +35,7 @@ def with_modes(plan: Plan, lanes: list[Mode], always: Mode | None = None) -> Pla
     ``lanes`` in turn, so that an engine makes graphs for all of them. Predictions are the
     plan's where its own row names that mode, else left out.
     """
-    chunks = [mode.chunk for mode in plan.modes.values() if mode.mode == "fused"]
-    fused = Mode("fused", min(chunks, default=512))
+    fused = Mode("fused", min(plan.batches, default=512))
     axes = plan.axes
     rows = []
     for row in plan.rows:

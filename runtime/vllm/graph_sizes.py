@@ -44,11 +44,10 @@ def mixed_sizes(plan: Plan, limit: int) -> list[int]:
 
     Empty if the plan has no fused mode.
     """
-    largest = max((mode.chunk for mode in plan.modes.values() if mode.mode == "fused"), default=0)
-    return sizes_up_to(min(largest, limit))
+    return sizes_up_to(min(max(plan.batches, default=0), limit))
 
 
 def sizes_up_to(tokens: int) -> list[int]:
-    """Tokens of the graphs for all batches of up to ``tokens``, and of ``MOST_MIXED_TOKENS``."""
+    """Tokens of the graphs for batches of up to ``tokens``, or ``MOST_MIXED_TOKENS`` if fewer."""
     most = min(tokens, MOST_MIXED_TOKENS)
     return [*range(_MIXED_STEP, most, _MIXED_STEP), *([most] if most > 0 else [])]

@@ -170,7 +170,7 @@ def _kernel_blocks_per_block(runner: Any, block_sizes: Sequence[int]) -> list[in
 
 
 def own_groups(runner: Any) -> list[list[Any]]:
-    """The runner's attention groups with metadata builders that are the lane's."""
+    """The runner's attention groups with metadata builders of their own."""
     sizes = prepare_kernel_block_sizes(runner.kv_cache_config, runner.attn_groups)
     copies = [
         [replace(group, metadata_builders=[]) for group in groups] for groups in runner.attn_groups

@@ -130,15 +130,9 @@ def longest_context(scheduler_output: Any) -> int:
         return 0
     cached = scheduler_output.scheduled_cached_reqs
     known = zip(cached.req_ids, cached.num_computed_tokens, strict=True)
-    return max(
-        *(
-            new.num_computed_tokens
-            for new in scheduler_output.scheduled_new_reqs
-            if counts.get(new.req_id, 0) > 1
-        ),
-        *(computed for name, computed in known if counts.get(name, 0) > 1),
-        *(0, 0),
-    )
+    new = ((r.req_id, r.num_computed_tokens) for r in scheduler_output.scheduled_new_reqs)
+    prompts = (context for name, context in (*known, *new) if counts.get(name, 0) > 1)
+    return max(prompts, default=0)
 
 
 def way_for(context: int) -> Way:

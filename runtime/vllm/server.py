@@ -105,8 +105,8 @@ def _arguments(
         use_every_core()
     if plan is None:
         return parse_serve(model, with_defaults(options, on_cpu))
-    batches = [mode.chunk for mode in plan.modes.values() if mode.mode == "fused"]
-    return parse_serve(model, with_defaults(options, on_cpu, plan.model, plan.engine, batches))
+    words = with_defaults(options, on_cpu, plan.model, plan.engine, plan.batches)
+    return parse_serve(model, words)
 
 
 def _plug_in(

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from functools import cached_property
 from typing import Any
 
 from vllm.distributed.kv_transfer import get_kv_transfer_group
@@ -9,7 +10,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from nexus.planner.table import read_plan
+from nexus.planner.table import Plan, read_plan
 from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.driver import LaneDriver
@@ -36,11 +37,14 @@ class PlannedWorker(_Worker):
             self._capture_mixed()
         return times
 
+    @cached_property
+    def _nexus_plan(self) -> Plan:
+        return read_plan(ServeContext.of(self.vllm_config).table)
+
     def _capture_mixed(self) -> None:
         from nexus.runtime.vllm.mixed_graphs import MixedGraphs, most_tokens
 
-        plan = read_plan(ServeContext.of(self.vllm_config).table)
-        sizes = mixed_sizes(plan, most_tokens(self.model_runner))
+        sizes = mixed_sizes(self._nexus_plan, most_tokens(self.model_runner))
         if not sizes:
             log.info("steps with prompts: vLLM's own graphs")
             return
@@ -72,8 +76,7 @@ class LaneWorker(PlannedWorker):
         else:
             from nexus.runtime.vllm.partitions import Partitions
 
-            plan = read_plan(context.table)
-            self._nexus_lanes = Partitions(self.model_runner, lane, plan, trace)
+            self._nexus_lanes = Partitions(self.model_runner, lane, self._nexus_plan, trace)
         self._nexus_driver = LaneDriver(self._nexus_lanes, lane.max_tokens, lane.max_rows)
         connector = get_kv_transfer_group()
         assert isinstance(connector, LaneConnector)
