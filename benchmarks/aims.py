@@ -37,6 +37,9 @@ def aims(tables: Sequence[Table]) -> list[Aim]:
     found: list[Aim] = []
     for model in dict.fromkeys(table.model for table in tables):
         own = [table for table in tables if table.model == model]
+        if not any(cell.key.system in STOCK for table in own for cell in table.cells):
+            found.append(Aim(f"{model}: all of it", "no stock vLLM was run", None))
+            continue
         found += [_gain(own, model, name, bounds) for name in _WORKLOADS for bounds in _TIGHT]
         found += [_never_below(own, model), _tail(own, model), *_overload(own, model)]
         found += _low_load(own, model)

@@ -71,19 +71,21 @@ class Table:
 
     def best_stock(self, objective: Objective) -> tuple[str, Crossing] | None:
         """The stock setting with the highest goodput, or the one that may have it."""
+        return max(self._stock(objective), key=_most, default=None)
+
+    def _stock(self, objective: Objective) -> list[tuple[str, Crossing]]:
         found = [(name, self.crossing(name, objective)) for name in STOCK if name in self.systems]
-        there = [(name, edge) for name, edge in found if edge is not None]
-        return max(there, key=_most, default=None)
+        return [(name, edge) for name, edge in found if edge is not None]
 
     def ratio(self, system: str, objective: Objective) -> Ratio | None:
         """Its goodput over the best stock setting's; None where nothing is known of it."""
         own, best = self.crossing(system, objective), self.best_stock(objective)
         if own is None or best is None:
             return None
-        theirs = best[1]
-        at_least = own.at_least / theirs.at_most if theirs.at_most else 0.0
-        known = own.at_most is not None and theirs.at_least > 0
-        at_most = own.at_most / theirs.at_least if own.at_most and known else None
+        most = best[1].at_most
+        least = max(edge.at_least for _, edge in self._stock(objective))
+        at_least = own.at_least / most if most else 0.0
+        at_most = own.at_most / least if own.at_most and least else None
         return Ratio(at_least, at_most) if at_least or at_most else None
 
     def at_same_rate(self, system: str, other: str) -> list[tuple[Cell, Cell]]:

@@ -28,7 +28,8 @@ _ENDLESS_MS = 1e9
 _BUSY_LOAD = 0.9  # of the fluid limit: where the states that the workload visits are seen
 # Tables are told apart with bounds on TBT that are so much tighter: a table that just holds its
 # bound in simulation, where most of its steps take what the bound allows, does not in life.
-_JUDGED_TBT = 0.97
+_JUDGED_TBT = 0.95
+_WORTH_A_LANE = 1.03  # times as much is worth what partitions cost in memory and start-up
 _SAME = 0.99  # tables that sustain this much of the best are told apart by their TTFT
 _LITTLE = 0.2  # of the fluid limit: below it, rates that a few long prompts decide are no measure
 _TRIED_LOADS = (0.25, 0.5, 0.75)  # where shares of good requests are compared instead
@@ -44,6 +45,9 @@ class Played:
     system: System
     per_s: float
     good: float
+
+
+Entry = tuple[Played, Plan]
 
 
 class Contest:
@@ -105,7 +109,7 @@ class Contest:
         return self.play(system) if self._good(system) > best.good else best
 
     def best_table(self, max_partitions: int, fixed: Played) -> tuple[Played, Plan]:
-        """The best of the tables that ``RULES`` make, with few partitions.
+        """The best of the tables that ``RULES`` make, with few partitions or none.
 
         ``fixed`` is the best single mode: some tables keep to it wherever it is good enough.
         """
@@ -113,45 +117,57 @@ class Contest:
         single = fixed.system.mode
         if single in self.shared and single not in kept and max_partitions:
             kept = [*kept[: max_partitions - 1], single]
-        around = [replace(AROUND, usual=single.name)] if single in [*self.fused, *kept] else []
-        drafts = self._drafts([*self.fused, *kept], [*RULES, *around])
-        if kept:  # partitions pay in most states, or in none
-            drafts += self._drafts(self.fused, list(RULES))
-        plan = self._judge()._winner(drafts)
+        judge = self.judge()
+        best, plan = judge._winner(self._drafts(self.fused, single), None)
+        if kept:
+            drafts = self._drafts([*self.fused, *kept], single)
+            best, plan = judge._winner(drafts, (best, plan))
         return self.play(System("plan", plan=plan)), plan
 
-    def _judge(self) -> "Contest":
+    def judge(self) -> "Contest":
         """The same contest with the bounds that tables are told apart by."""
         bounds = self.arena.bounds
         strict = replace(bounds, tbt_ms=_JUDGED_TBT * bounds.tbt_ms)
         arena = replace(self.arena, bounds=strict)
         return Contest(self.draft, arena, self.fused, self.shared)
 
-    def _winner(self, drafts: list[Plan]) -> Plan:
-        played: list[tuple[Played, Plan]] = []
+    def _winner(self, drafts: list[Plan], rival: Entry | None) -> Entry:
+        """The best of ``drafts``; ``rival`` if it has one that no draft is much better than."""
+        played: list[Entry] = []
         for plan in drafts:
             if not any(plan.rows == other.rows for _, other in played):
-                self._enter(plan, played)
+                self._enter(plan, played, rival)
+        if rival is not None:
+            played = [one for one in played if self.better(one[0], rival[0], _WORTH_A_LANE)]
+            if not played:
+                return rival
         best = self._best([entry for entry, _ in played])
         close = [entry for entry in played if not self.better(best, entry[0], 1 / _SAME)]
         rate = max(USUAL_LOAD * best.per_s, 1e-6)
-        return min(close, key=lambda entry: self._ttft(entry[0].system, rate))[1]
+        return min(close, key=lambda entry: self._ttft(entry[0].system, rate))
 
-    def _drafts(self, modes: list[Mode], rules: list[Rule]) -> list[Plan]:
-        """A table of ``modes`` for each rule."""
+    def _drafts(self, modes: list[Mode], single: Mode | None) -> list[Plan]:
+        """A table of ``modes`` for each rule; one keeps to ``single`` if that is among them."""
+        around = [replace(AROUND, usual=mode.name) for mode in modes if mode == single]
         capacity = self.problem.capacity(modes)
-        tables = [choose_rows(self.problem, modes, self.draft.axes, capacity, r) for r in rules]
+        tables = [
+            choose_rows(self.problem, modes, self.draft.axes, capacity, rule)
+            for rule in (*RULES, *around)
+        ]
         return [self.draft.plan(modes, rows, "nexus") for rows in tables]
 
-    def _enter(self, plan: Plan, played: list[tuple[Played, Plan]]) -> None:
-        """Play a table to its end unless it is soon seen to be worse than one of ``played``."""
+    def _enter(self, plan: Plan, played: list[Entry], rival: Entry | None) -> None:
+        """Play a table to its end unless it is soon seen to be worse than another."""
         system, floor = System("plan", plan=plan), 0.0
+        highest = self._highest(system)
+        if rival is not None and self._is_much(rival[0].per_s):
+            floor = _WORTH_A_LANE * rival[0].per_s
         if played:
             best = self._best([entry for entry, _ in played])
             if self._is_much(best.per_s):
-                floor = min(_SAME * best.per_s, self._highest(system))
-                if not self.arena.sustains(system, floor):
-                    return
+                floor = max(floor, min(_SAME * best.per_s, highest))
+        if floor and (floor > highest or not self.arena.sustains(system, floor)):
+            return
         played.append((self.play(system, floor), plan))
 
     def _best(self, entries: list[Played]) -> Played:

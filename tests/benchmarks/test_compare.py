@@ -77,6 +77,12 @@ def test_an_open_bracket_counts_with_its_worse_end() -> None:
     assert str(ratio) == "1.38× to 4.12×"
 
 
+def test_every_stock_setting_says_what_the_best_is_not_below() -> None:
+    open_ended = [run("vllm-default", 3.0, 1.0, 40.0)]  # and vllm-512, from 4 on
+    (table,) = tables_of(open_ended + CELLS[2:])
+    assert str(table.ratio("nexus-spf-plan", TIGHT)) == "≤ 4.12×"
+
+
 def test_a_bracket_without_an_end_gives_one_end_of_the_ratio() -> None:
     (table,) = tables_of(CELLS[:1] + CELLS[4:])
     assert str(table.ratio("nexus-spf-plan", TIGHT)).startswith("≤ ")

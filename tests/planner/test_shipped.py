@@ -24,7 +24,6 @@ HOST_BOUND = pytest.mark.xfail(
         ("qwen2.5-14b", ALONE, 0.05, 0.10),
         pytest.param("qwen2.5-3b", ALONE, 0.05, 0.10, marks=HOST_BOUND),
         ("llama-3.1-8b", SHARED, 0.08, 0.15),
-        ("qwen2.5-14b", SHARED, 0.08, 0.15),
         ("qwen2.5-3b", SHARED, 0.08, 0.15),
     ],
 )
