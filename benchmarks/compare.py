@@ -70,20 +70,24 @@ class Table:
         return crossing(shares) if shares else None
 
     def best_stock(self, objective: Objective) -> tuple[str, Crossing] | None:
-        """The stock setting with the highest goodput, or the one that may have it."""
-        return max(self._stock(objective), key=_most, default=None)
+        """The stock setting with the highest goodput, or the one that may have it.
 
-    def _stock(self, objective: Objective) -> list[tuple[str, Crossing]]:
+        Where nothing says how high one of them goes: the one that surely goes highest, open
+        upwards.
+        """
         found = [(name, self.crossing(name, objective)) for name in STOCK if name in self.systems]
-        return [(name, edge) for name, edge in found if edge is not None]
+        there = [(name, edge) for name, edge in found if edge is not None]
+        if any(edge.at_most is None for _, edge in there):
+            name, edge = max(there, key=lambda one: one[1].at_least)
+            return name, Crossing(edge.at_least, None, edge.at_least)
+        return max(there, key=_most, default=None)
 
     def ratio(self, system: str, objective: Objective) -> Ratio | None:
         """Its goodput over the best stock setting's; None where nothing is known of it."""
         own, best = self.crossing(system, objective), self.best_stock(objective)
         if own is None or best is None:
             return None
-        most = best[1].at_most
-        least = max(edge.at_least for _, edge in self._stock(objective))
+        least, most = best[1].at_least, best[1].at_most
         at_least = own.at_least / most if most else 0.0
         at_most = own.at_most / least if own.at_most and least else None
         return Ratio(at_least, at_most) if at_least or at_most else None
@@ -99,8 +103,7 @@ class Table:
 
 
 def _most(pair: tuple[str, Crossing]) -> tuple[float, float]:
-    edge = pair[1]
-    return (float("inf") if edge.at_most is None else edge.at_most), edge.estimate
+    return pair[1].at_most or 0.0, pair[1].estimate
 
 
 def _which(cell: Cell) -> tuple[float | None, int, str]:

@@ -117,14 +117,14 @@ class Contest:
         single = fixed.system.mode
         if single in self.shared and single not in kept and max_partitions:
             kept = [*kept[: max_partitions - 1], single]
-        judge = self.judge()
+        judge = self._judge()
         best, plan = judge._winner(self._drafts(self.fused, single), None)
         if kept:
             drafts = self._drafts([*self.fused, *kept], single)
             best, plan = judge._winner(drafts, (best, plan))
         return self.play(System("plan", plan=plan)), plan
 
-    def judge(self) -> "Contest":
+    def _judge(self) -> "Contest":
         """The same contest with the bounds that tables are told apart by."""
         bounds = self.arena.bounds
         strict = replace(bounds, tbt_ms=_JUDGED_TBT * bounds.tbt_ms)
@@ -132,15 +132,15 @@ class Contest:
         return Contest(self.draft, arena, self.fused, self.shared)
 
     def _winner(self, drafts: list[Plan], rival: Entry | None) -> Entry:
-        """The best of ``drafts``; ``rival`` if it has one that no draft is much better than."""
+        """The best of ``drafts``; ``rival``, if there is one, where none is much better."""
         played: list[Entry] = []
         for plan in drafts:
             if not any(plan.rows == other.rows for _, other in played):
                 self._enter(plan, played, rival)
-        if rival is not None:
+        if rival is not None and not self._is_much(rival[0].per_s):
             played = [one for one in played if self.better(one[0], rival[0], _WORTH_A_LANE)]
-            if not played:
-                return rival
+        if rival is not None and not played:
+            return rival
         best = self._best([entry for entry, _ in played])
         close = [entry for entry in played if not self.better(best, entry[0], 1 / _SAME)]
         rate = max(USUAL_LOAD * best.per_s, 1e-6)

@@ -1,8 +1,11 @@
-"""Whole prompts in a step while few sequences decode.
+"""The longest steps for prompts while few sequences decode.
 
 A bound on TBT that one gap in twenty may exceed says nothing of rare steps. Under light load
 those with prompts are rare, the more so the more tokens each has; and TTFT is the shorter.
 """
+
+from collections.abc import Iterator
+from operator import ge
 
 import numpy as np
 
@@ -11,47 +14,59 @@ from nexus.planner.contest import Contest, Played
 from nexus.planner.simulate import System
 from nexus.planner.table import Mode, Plan
 
-_LOADS = (0.4, 0.2, 0.6)  # of what the plan sustains; what fails mostly fails at the first
-_GOOD_SHARE = 0.97  # of the requests must still meet both bounds at these
+_LIGHTEST = 0.2
+_LOADS = (0.4, _LIGHTEST, 0.6)  # of what the plan sustains; what fails mostly fails at the first
+_GOOD_SHARE = 0.97  # of the requests must still meet both bounds at these, unless fewer did
 _MOST_DECODES = 32
-_LIGHTEST = min(_LOADS)
 _NEARLY = 0.97  # of what the plan sustains is as much, within the scatter
 
 
-def with_whole_prompts(contest: Contest, best: Played, plan: Plan) -> tuple[Played, Plan]:
+def with_longest_steps(contest: Contest, best: Played, plan: Plan) -> tuple[Played, Plan]:
     """``plan`` with the longest fused step where few sequences decode, if that is good.
 
     It is if TTFT is shorter under light load, nearly all requests still meet both bounds, and
-    what is sustained stays.
+    what is sustained stays. A plan of lanes alone stays as it is: what is fused in it is also
+    the step beside a pass.
     """
-    mode = contest.fused[-1]
+    if not plan.batches or not best.per_s:
+        return best, plan
+    found = _as_far_as_is_good(contest, best.per_s, plan)
+    if found is plan or _ttft(contest, found, best.per_s) >= _ttft(contest, plan, best.per_s):
+        return best, plan
+    system, floor = System("plan", plan=found), _NEARLY * best.per_s
+    if not contest.arena.sustains(system, floor):
+        return best, plan
+    return contest.play(system, floor), found
+
+
+def _as_far_as_is_good(contest: Contest, per_s: float, plan: Plan) -> Plan:
+    """With the longest step up to as many decoding sequences as bounds allow."""
+    wanted = [min(_GOOD_SHARE, good) for good in _good(contest, plan, per_s)]
     batches = [batch for batch in plan.axes.decode_batch if 0 < batch <= _MOST_DECODES]
     found, low, high = plan, 0, len(batches)
     while low < high:
         middle = (low + high) // 2
-        longer = _up_to(contest, plan, mode, batches[middle])
-        if _is_good(contest, longer, best.per_s):
+        longer = _up_to(contest, plan, contest.fused[-1], batches[middle])
+        if all(map(ge, _good(contest, longer, per_s), wanted)):
             found, low = longer, middle + 1
         else:
             high = middle
-    if _ttft(contest, found, best.per_s) >= _ttft(contest, plan, best.per_s):
-        return best, plan
-    played = contest.play(System("plan", plan=found), _NEARLY * best.per_s)
-    return (played, found) if played.per_s > _NEARLY * best.per_s else (best, plan)
+    return found
 
 
 def _up_to(contest: Contest, plan: Plan, mode: Mode, batch: int) -> Plan:
     """``plan`` with ``mode`` at up to ``batch`` decoding sequences."""
     states = [row.state for row in plan.rows if 0 < row.decode_batch <= batch]
-    whole = rows_of(contest.problem, [mode], states, np.zeros(len(states), dtype=np.int64))
-    changed = {row.state: row for row in whole}
+    longest = rows_of(contest.problem, [mode], states, np.zeros(len(states), dtype=np.int64))
+    changed = {row.state: row for row in longest}
     rows = tuple(changed.get(row.state, row) for row in plan.rows)
     return contest.draft.plan([*plan.modes.values(), mode], rows, "nexus")
 
 
-def _is_good(contest: Contest, plan: Plan, per_s: float) -> bool:
+def _good(contest: Contest, plan: Plan, per_s: float) -> Iterator[float]:
+    """The share of requests within both bounds, load by load."""
     system = System("plan", plan=plan)
-    return all(contest.arena.attainment(system, load * per_s) >= _GOOD_SHARE for load in _LOADS)
+    return (contest.arena.attainment(system, load * per_s) for load in _LOADS)
 
 
 def _ttft(contest: Contest, plan: Plan, per_s: float) -> float:

@@ -48,8 +48,8 @@ class Serving:
     that they have without, so that the second applies.
 
     ``sustained``: how many times as long as in a profile a step with prompts takes on average;
-    ``varies``: the standard deviation around that, as a share. A GPU at its limit of power has
-    a clock that falls the longer it is busy.
+    ``varies``: the standard deviation around that, as a share, fitted to the p95 of TBT in
+    runs. A GPU at its limit of power has a clock that falls the longer it is busy.
     """
 
     ahead: int = 0

@@ -13,7 +13,7 @@ from nexus.planner.feasible import require_feasible
 from nexus.planner.frontier import fused_modes, shared_modes
 from nexus.planner.goodput import Arena
 from nexus.planner.latency import fit_model
-from nexus.planner.light_load import with_whole_prompts
+from nexus.planner.light_load import with_longest_steps
 from nexus.planner.paper import paper_modes, paper_rows
 from nexus.planner.predict import predict
 from nexus.planner.problem import Problem
@@ -67,8 +67,8 @@ def make_plan(
     best, plan = contest.best_table(max_partitions, fixed)
     if policy == "fixed" or _beats(contest, fixed, best):
         best, plan = _fixed(contest, fixed)
-    if policy == "nexus" and best.per_s:
-        best, plan = with_whole_prompts(contest, best, plan)
+    if policy == "nexus":
+        best, plan = with_longest_steps(contest, best, plan)
     return replace(plan, prediction=predict(contest, best, stock, fixed, rate))
 
 

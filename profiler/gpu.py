@@ -136,11 +136,6 @@ class Meter:
         """Every split: SMs of prefill, and of decode."""
         return self.contexts.pairs()
 
-    def close(self) -> None:
-        """Free the graphs and partitions."""
-        self._graphs.clear()
-        self.contexts.close()
-
     def _alone(self, point: Point, lanes: Lanes) -> Sample:
         launch = self._launcher(point, lanes)
         with self._on(point, lanes):

@@ -41,29 +41,32 @@ class ProfilerExtension:
         """Time one point (``Point`` as a dict); a failure is a sample with its reason."""
         wanted = Point(**point)
         try:
-            return asdict(_meter(self).measure(wanted))
+            return asdict(meter_of(self).measure(wanted))
         except (MemoryError, RuntimeError, AssertionError, UserError) as error:
             return asdict(wanted.sample(error=reason(error)))
 
     def nexus_kernels(self: Any, point: dict[str, Any]) -> list[dict[str, Any]]:
         """Kernel times by class at one solo point; none where CUPTI cannot tell."""
         try:
-            return [asdict(sample) for sample in _meter(self).kernels(Point(**point))]
+            return [asdict(sample) for sample in meter_of(self).kernels(Point(**point))]
         except (MemoryError, RuntimeError, AssertionError, UserError) as error:
             logging.getLogger("nexus").warning("no kernel times: %s", reason(error))
             return []
 
     def nexus_sizes(self: Any) -> list[int]:
         """Every SM count that a phase can be confined to, all of them last."""
-        return list(_meter(self).sizes())
+        return list(meter_of(self).sizes())
 
     def nexus_pairs(self: Any) -> list[list[int]]:
         """Every split of the SMs: those of prefill, and of decode."""
-        return [list(pair) for pair in _meter(self).pairs()]
+        return [list(pair) for pair in meter_of(self).pairs()]
 
 
-def _meter(worker: Any) -> Any:
-    """The worker's meter, made at its first use."""
+def meter_of(worker: Any) -> Any:
+    """The worker's meter, made at its first use, and there as long as the worker.
+
+    What was captured on a partition must not outlive it, so neither is ever given back.
+    """
     if not hasattr(worker, "_nexus_meter"):
         module = "measure" if worker.device.type == "cpu" else "gpu"
         meter = import_module(f"nexus.profiler.{module}")  # each imports what it needs alone

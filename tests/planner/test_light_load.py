@@ -1,4 +1,4 @@
-"""Whole prompts in a step while few sequences decode: sooner, and no bound given up for it."""
+"""The longest steps while few sequences decode: sooner, and no bound given up for it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from nexus.benchmarks.workloads import TRACES
 from nexus.planner.contest import Contest, Played
-from nexus.planner.light_load import with_whole_prompts
+from nexus.planner.light_load import with_longest_steps
 from nexus.planner.simulate import System
 from nexus.planner.solve import make_contest
 from nexus.planner.table import Bounds, Plan, Workload
@@ -32,7 +32,7 @@ def _table(profile: Profile, output_tokens: float) -> tuple[Contest, Played, Pla
 def test_prompts_come_sooner_while_few_decode_and_bounds_are_met(profile: Profile) -> None:
     contest, best, plan = _table(profile, 200.0)
     longest = contest.fused[-1]
-    played, longer = with_whole_prompts(contest, best, plan)
+    played, longer = with_longest_steps(contest, best, plan)
     changed = [row for row, was in zip(longer.rows, plan.rows, strict=True) if row != was]
     assert changed
     assert {row.mode for row in changed} == {longest.name}
@@ -48,7 +48,7 @@ def test_prompts_come_sooner_while_few_decode_and_bounds_are_met(profile: Profil
 def test_a_table_stays_where_one_long_step_is_too_many(profile: Profile) -> None:
     """Of a dozen gaps one is more than one in twenty."""
     contest, best, plan = _table(profile, 12.0)
-    assert with_whole_prompts(contest, best, plan) == (best, plan)
+    assert with_longest_steps(contest, best, plan) == (best, plan)
 
 
 def test_partitions_that_are_hardly_better_are_not_planned(profile: Profile) -> None:

@@ -48,14 +48,13 @@ def llm(tiny_model: Path) -> Iterator[Any]:
 
 
 def _measure(worker: Any) -> tuple[list[Any], list[Any]]:
-    from nexus.profiler.gpu import Meter
+    from nexus.profiler.worker import meter_of
 
-    meter = Meter(worker)
+    meter = meter_of(worker)
     if meter.contexts.total_sms != 132:
         pytest.skip("the points are an H200's")
     samples = [meter.measure(point) for point in POINTS]
     kernels = [sample for point in POINTS[::2][:2] for sample in meter.kernels(point)]
-    meter.close()
     return samples, kernels
 
 
