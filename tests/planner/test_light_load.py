@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nexus.benchmarks.workloads import TRACES
+from nexus.planner.choice import rows_of
 from nexus.planner.contest import Contest, Played
 from nexus.planner.light_load import with_longest_steps
 from nexus.planner.simulate import System
@@ -48,6 +50,17 @@ def test_prompts_come_sooner_while_few_decode_and_bounds_are_met(profile: Profil
 def test_a_table_stays_where_one_long_step_is_too_many(profile: Profile) -> None:
     """Of a dozen gaps one is more than one in twenty."""
     contest, best, plan = _table(profile, 12.0)
+    assert with_longest_steps(contest, best, plan) == (best, plan)
+
+
+def test_a_plan_of_a_lane_alone_stays(profile: Profile) -> None:
+    """Its only fused step would be the one that runs beside a pass."""
+    contest, _, _ = _table(profile, 200.0)
+    lane = contest.shared[0]
+    states = contest.draft.axes.states()
+    rows = rows_of(contest.problem, [lane], states, np.zeros(len(states), dtype=np.int64))
+    plan = contest.draft.plan([lane], rows, "fixed")
+    best = Played(System("plan", plan=plan), 5.0, 1.0)
     assert with_longest_steps(contest, best, plan) == (best, plan)
 
 
