@@ -169,9 +169,7 @@ def _under_mps(profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenanc
 def _static(
     sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance
 ) -> Plan:
-    import numpy as np
-
-    from nexus.planner.choice import rows_of
+    from nexus.planner.choice import rows_of_one
     from nexus.planner.simulate import System
     from nexus.planner.solve import make_contest
 
@@ -181,6 +179,5 @@ def _static(
         raise UserError(f"the profile holds no {sharing} samples")
     played = [contest.play(System(mode.name, mode=mode)) for mode in modes]
     best = modes[max(range(len(modes)), key=lambda i: (played[i].per_s, played[i].good))]
-    states = contest.draft.axes.states()
-    rows = rows_of(contest.problem, [best], states, np.zeros(len(states), dtype=np.int64))
+    rows = rows_of_one(contest.problem, best, contest.draft.axes.states())
     return contest.draft.plan([best], rows, "fixed")

@@ -129,3 +129,8 @@ def rows_of(
         )
         for index, ((batch, kv, backlog), mode) in enumerate(zip(states, chosen, strict=True))
     )
+
+
+def rows_of_one(problem: Problem, mode: Mode, states: list[State]) -> tuple[Row, ...]:
+    """Rows that all name ``mode``, with its predictions."""
+    return rows_of(problem, [mode], states, np.zeros(len(states), dtype=np.int64))

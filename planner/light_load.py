@@ -7,12 +7,10 @@ those with prompts are rare, the more so the more tokens each has; and TTFT is t
 from collections.abc import Iterator
 from operator import ge
 
-import numpy as np
-
-from nexus.planner.choice import rows_of
+from nexus.planner.choice import rows_of_one
 from nexus.planner.contest import Contest, Played
 from nexus.planner.simulate import System
-from nexus.planner.table import Mode, Plan
+from nexus.planner.table import Plan
 
 _LIGHTEST = 0.2
 _LOADS = (0.4, _LIGHTEST, 0.6)  # of what the plan sustains; what fails mostly fails at the first
@@ -46,7 +44,7 @@ def _as_far_as_is_good(contest: Contest, per_s: float, plan: Plan) -> Plan:
     found, low, high = plan, 0, len(batches)
     while low < high:
         middle = (low + high) // 2
-        longer = _up_to(contest, plan, contest.fused[-1], batches[middle])
+        longer = _up_to(contest, plan, batches[middle])
         if all(map(ge, _good(contest, longer, per_s), wanted)):
             found, low = longer, middle + 1
         else:
@@ -54,13 +52,13 @@ def _as_far_as_is_good(contest: Contest, per_s: float, plan: Plan) -> Plan:
     return found
 
 
-def _up_to(contest: Contest, plan: Plan, mode: Mode, batch: int) -> Plan:
-    """``plan`` with ``mode`` at up to ``batch`` decoding sequences."""
+def _up_to(contest: Contest, plan: Plan, batch: int) -> Plan:
+    """``plan`` with the longest step at up to ``batch`` decoding sequences."""
+    longest = contest.fused[-1]
     states = [row.state for row in plan.rows if 0 < row.decode_batch <= batch]
-    longest = rows_of(contest.problem, [mode], states, np.zeros(len(states), dtype=np.int64))
-    changed = {row.state: row for row in longest}
+    changed = {row.state: row for row in rows_of_one(contest.problem, longest, states)}
     rows = tuple(changed.get(row.state, row) for row in plan.rows)
-    return contest.draft.plan([*plan.modes.values(), mode], rows, "nexus")
+    return contest.draft.plan([*plan.modes.values(), longest], rows, "nexus")
 
 
 def _good(contest: Contest, plan: Plan, per_s: float) -> Iterator[float]:

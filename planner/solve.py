@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from nexus.errors import DocumentError, InfeasibleError, UserError
-from nexus.planner.choice import rows_of
+from nexus.planner.choice import rows_of_one
 from nexus.planner.contest import Contest, Played
 from nexus.planner.draft import Draft, PlanPolicy, axes_of
 from nexus.planner.feasible import require_feasible
@@ -123,8 +123,7 @@ def _fixed(contest: Contest, fixed: Played) -> tuple[Played, Plan]:
     """The plan that is one mode everywhere, and what it sustains."""
     mode = fixed.system.mode
     assert mode is not None
-    states = contest.draft.axes.states()
-    rows = rows_of(contest.problem, [mode], states, np.zeros(len(states), dtype=np.int64))
+    rows = rows_of_one(contest.problem, mode, contest.draft.axes.states())
     if fixed.system.stock:  # nothing was better than that chunk; a plan serves it otherwise
         fixed = contest.play(System(mode.name, mode=mode))
     return fixed, contest.draft.plan([mode], rows, "fixed")

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nexus.benchmarks.workloads import TRACES
-from nexus.planner.choice import rows_of
+from nexus.planner.choice import rows_of_one
 from nexus.planner.contest import Contest, Played
 from nexus.planner.light_load import with_longest_steps
 from nexus.planner.simulate import System
@@ -57,8 +56,7 @@ def test_a_plan_of_a_lane_alone_stays(profile: Profile) -> None:
     """Its only fused step would be the one that runs beside a pass."""
     contest, _, _ = _table(profile, 200.0)
     lane = contest.shared[0]
-    states = contest.draft.axes.states()
-    rows = rows_of(contest.problem, [lane], states, np.zeros(len(states), dtype=np.int64))
+    rows = rows_of_one(contest.problem, lane, contest.draft.axes.states())
     plan = contest.draft.plan([lane], rows, "fixed")
     best = Played(System("plan", plan=plan), 5.0, 1.0)
     assert with_longest_steps(contest, best, plan) == (best, plan)
