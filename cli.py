@@ -13,6 +13,7 @@ from nexus import __version__
 from nexus.benchmarks.cli import bench
 from nexus.errors import NexusError, UserError
 from nexus.planner.cli import PartitionerOption, PrefillOrderOption, plan, report, simulate
+from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S
 from nexus.terminal import (
     PASS_ON,
     Rest,
@@ -125,11 +126,11 @@ def serve(
     ] = None,
     prefill_order: Annotated[
         PrefillOrderOption,
-        typer.Option(help="Waiting prompts: shortest first, aged, or as they come."),
+        typer.Option(help="Waiting prompts: the shortest that can be on time, or as they come."),
     ] = PrefillOrderOption.spf,
     prefill_aging_tokens_per_s: Annotated[
         float, typer.Option(help="What a second of waiting is worth in spf order.", min=0.0)
-    ] = 500.0,
+    ] = DEFAULT_AGING_TOKENS_PER_S,
     force: Annotated[
         bool, typer.Option("--force", help="Serve another model or machine than the plan's.")
     ] = False,

@@ -170,14 +170,13 @@ def _static(
     sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance
 ) -> Plan:
     from nexus.planner.choice import rows_of_one
-    from nexus.planner.simulate import System
     from nexus.planner.solve import make_contest
 
     contest = make_contest(profile, bounds, lengths, by)
     modes = [mode for mode in contest.shared if mode.mode == sharing]
     if not modes:
         raise UserError(f"the profile holds no {sharing} samples")
-    played = [contest.play(System(mode.name, mode=mode)) for mode in modes]
+    played = [contest.play(contest.always(mode)) for mode in modes]
     best = modes[max(range(len(modes)), key=lambda i: (played[i].per_s, played[i].good))]
     rows = rows_of_one(contest.problem, best, contest.draft.axes.states())
     return contest.draft.plan([best], rows, "fixed")

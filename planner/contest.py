@@ -96,7 +96,7 @@ class Contest:
         capacities = {mode.name: self.problem.capacity([mode]).per_s for mode in self.modes}
         best = start
         for mode in sorted(self.modes, key=lambda one: -capacities[one.name]):
-            best = self._improved(best, System(mode.name, mode=mode))
+            best = self._improved(best, self.always(mode))
         return best
 
     def _improved(self, best: Played, system: System) -> Played:
@@ -107,6 +107,10 @@ class Contest:
             wins = self.arena.sustains(system, best.per_s)
             return self.play(system, best.per_s) if wins else best
         return self.play(system) if self._good(system) > best.good else best
+
+    def always(self, mode: Mode) -> System:
+        """Nexus with one mode for all states."""
+        return System(mode.name, mode=mode, ttft_s=self.problem.bounds.ttft_ms / 1e3)
 
     def best_table(self, max_partitions: int, fixed: Played) -> tuple[Played, Plan]:
         """The best of the tables that ``RULES`` make, with few partitions or none.

@@ -5,18 +5,16 @@ step's token budget, ``max_num_seqs`` and the KV cache; when the cache is full t
 came last is put back and computed again. When steps run is for those to say who inherit.
 """
 
-from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+from math import inf
 
 from nexus.planner.sequence import Event, Patience, Sequence
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Mode
 from nexus.profiles.schema import Engine
-from nexus.runtime.policy import PrefillOrder, State, prefill_rank
+from nexus.runtime.policy import Line, State
 
-Chooser = Callable[[State], Mode]
-"""Which mode to run in a state; ``Policy.decide`` without its prediction."""
-
+_FEW = 64  # sequences that have left may be among as many
 _FRONT = -1e12  # rank of a sequence that was put back: before all others
 
 
@@ -30,19 +28,17 @@ class ImaginedEngine:
         self,
         times: StepTimes,
         limits: Engine,
-        choose: Chooser,
         *,
-        order: PrefillOrder,
-        aging_tokens_per_s: float,
+        line: Line,
         stock: bool = False,
         record: bool = False,
         patience: Patience | None = None,
     ) -> None:
         """``stock``: decodes count towards the chunk, as in vLLM's own token budget."""
         self.patience, self._too_late = patience, 0
-        self.times, self.limits, self.choose = times, limits, choose
+        self.times, self.limits = times, limits
         self._serving = times.serving.as_stock if stock else times.serving
-        self.order, self.aging, self.stock = order, aging_tokens_per_s, stock
+        self.line, self.stock = line, stock
         self.events: list[Event] | None = [] if record else None
         self.states: list[tuple[float, State]] | None = [] if record else None
         self.now = 0.0
@@ -50,6 +46,7 @@ class ImaginedEngine:
         self.preemptions = 0
         self._slack = limits.block_size / 2  # of a sequence's last KV block, on average empty
         self._waiting: list[tuple[float, int, Sequence]] = []
+        self._late_after: list[tuple[float, int, Sequence]] = []
         self._partial: list[Sequence] = []
         self._launched = 0  # steps
         self._in_flight = 0  # sequences whose prompt is done or being done, and do not decode yet
@@ -65,11 +62,36 @@ class ImaginedEngine:
         while self._next < len(self._coming) and self._coming[self._next].arrival_s <= until_s:
             self._push(self._coming[self._next])
             self._next += 1
+        self.line.now_s = self.now
+        if self._late_after and self._late_after[0][0] < self.now:
+            self._rank_anew()
 
     def _push(self, sequence: Sequence) -> None:
-        sequence.rank = self._rank(sequence)
+        sequence.rank, sequence.waits = self._rank(sequence), True
         heappush(self._waiting, (sequence.rank, sequence.index, sequence))
         self._backlog += sequence.remaining
+        after_s = self.line.late_after(sequence.remaining, sequence.arrival_s)
+        if after_s < inf:
+            heappush(self._late_after, (after_s, sequence.index, sequence))
+
+    def _pop(self) -> Sequence:
+        sequence = heappop(self._waiting)[2]
+        sequence.waits = False
+        return sequence
+
+    def _rank_anew(self) -> None:
+        """Time has passed: prompts that are too late by now go behind those that are not."""
+        changed = False
+        while self._late_after and self._late_after[0][0] < self.now:
+            changed |= heappop(self._late_after)[2].waits
+        for sequence in self._partial:
+            sequence.rank = self._rank(sequence)
+        if not changed:
+            return
+        for _, _, sequence in self._waiting:
+            sequence.rank = self._rank(sequence)
+        self._waiting = [(each[2].rank, *each[1:]) for each in self._waiting]
+        heapify(self._waiting)
 
     def _take(self, budget: int) -> tuple[int, float, list[Sequence]]:
         """Prompt tokens for one step, their mean context, and the prompts they complete."""
@@ -98,7 +120,7 @@ class ImaginedEngine:
             return partial
         if partial is not None and (self.stock or partial.rank <= self._waiting[0][0]):
             return partial
-        sequence = heappop(self._waiting)[2]
+        sequence = self._pop()
         self._kv_used += sequence.remaining + self._slack
         self._partial.append(sequence)
         return sequence
@@ -113,7 +135,7 @@ class ImaginedEngine:
     def _rank(self, sequence: Sequence) -> float:
         if sequence.put_back:
             return _FRONT + sequence.arrival_s
-        return prefill_rank(sequence.remaining, sequence.arrival_s, self.order, self.aging)
+        return self.line.rank(sequence.remaining, sequence.arrival_s)
 
     def _finish_step(self, seconds: float, mode: Mode, chunk: int, new: list[Sequence]) -> None:
         """A step of ``seconds`` from now, for those whose steps follow one another."""
@@ -152,6 +174,8 @@ class ImaginedEngine:
         if last_step < sequence.joined:  # its only token came with its prompt
             self._leave(sequence)
             return
+        if len(self._last_in) > 2 * self._batch + _FEW:
+            self._last_in = [each for each in self._last_in if each.decoding]
         self._last_in.append(sequence)
         self._finishing.setdefault(last_step, []).append(sequence)
         start = float(sequence.joined - sequence.computed)

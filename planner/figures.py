@@ -167,7 +167,7 @@ def attainment_figure(contest: Contest, plan: Plan) -> go.Figure:
     systems = [("the plan", plan_system(plan))]
     if said.best_fixed.startswith(("fused", "split", "overlap")):
         mode = next(mode for mode in contest.modes if mode.name == said.best_fixed)
-        systems.append((f"{mode.name} always", System(mode.name, mode=mode)))
+        systems.append((f"{mode.name} always", contest.always(mode)))
     systems.append((f"stock vLLM, {said.baseline.removeprefix('vllm-')}", _stock(said.baseline)))
     figure = go.Figure()
     for index, (name, system) in enumerate(systems):

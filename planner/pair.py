@@ -8,7 +8,7 @@ so gives the request's first token, as a proxy before vLLM's NixlConnector has i
 
 from collections import deque
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from heapq import heappush
 from math import inf
 
 from nexus.planner.engine import ImaginedEngine
@@ -16,7 +16,7 @@ from nexus.planner.sequence import Event, Patience, Sequence
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Mode, Shares
 from nexus.profiles.schema import Engine
-from nexus.runtime.policy import State
+from nexus.runtime.policy import Line, State
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class DecodeEngine(ImaginedEngine):
         running = self._batch + len(self._pulls)
         if running and tokens > self.limits.kv_tokens - self._kv_used - self._batch:
             return 0.0, []
-        sequence = heappop(self._waiting)[2]
+        sequence = self._pop()
         self._kv_used += tokens + self._slack
         self._in_flight += 1
         sequence.computed, sequence.remaining = tokens, 0
@@ -228,17 +228,9 @@ class ImaginedPair:
         self._mode, self._handover, self.patience = mode, handover, patience
         prefill = replace(limits, kv_tokens=shares.prefill_kv_tokens)
         decode = replace(limits, kv_tokens=shares.decode_kv_tokens)
-        self._prefill = PrefillEngine(
-            times, prefill, _never, order="fcfs", aging_tokens_per_s=0.0, stock=True, record=record
-        )
+        self._prefill = PrefillEngine(times, prefill, line=Line("fcfs"), stock=True, record=record)
         self._decode = DecodeEngine(
-            times,
-            decode,
-            _never,
-            order="fcfs",
-            aging_tokens_per_s=0.0,
-            record=record,
-            patience=patience,
+            times, decode, line=Line("fcfs"), record=record, patience=patience
         )
 
     def run(self, sequences: list[Sequence]) -> bool:
@@ -282,7 +274,3 @@ class ImaginedPair:
     def states(self) -> list[tuple[float, State]] | None:
         """The state before each decode step, if recorded."""
         return self._decode.states
-
-
-def _never(_: State) -> Mode:
-    raise AssertionError("a pair of engines has one mode")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 class Sequence:
     """One request on its way through the engine; ``spans`` are its [first, last] steps.
 
-    ``reply_s``: what lies between the ends of its steps and its client.
+    ``reply_s``: what lies between the ends of its steps and its client. ``late``: gaps beyond
+    the bound on TBT.
     """
 
     index: int
@@ -21,6 +22,8 @@ class Sequence:
     joined: int = 0  # steps that were done when it began to decode
     decoding: bool = False
     put_back: bool = False
+    waits: bool = False
+    late: int = 0
     reply_s: float = 0.0
     spans: list[tuple[int, int]] = field(default_factory=list)
 

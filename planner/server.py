@@ -6,12 +6,12 @@ With asynchronous scheduling there is always one more: what arrives during a ste
 scheduled in the next but one. A token is out when the host has seen its step's end.
 """
 
-from heapq import heappop
+from collections.abc import Callable
 from math import inf
 
 import numpy as np
 
-from nexus.planner.engine import Chooser, ImaginedEngine, rank_of
+from nexus.planner.engine import ImaginedEngine, rank_of
 from nexus.planner.flight import Flight, Step
 from nexus.planner.lane import ImaginedLane
 from nexus.planner.sequence import Patience, Sequence
@@ -19,7 +19,11 @@ from nexus.planner.serving import MIN_LANE_TOKENS
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Mode, Plan
 from nexus.profiles.schema import Engine
-from nexus.runtime.policy import PrefillOrder, State
+from nexus.runtime.pace import Pace, affords
+from nexus.runtime.policy import Line, State
+
+Chooser = Callable[[State, Callable[[], bool]], Mode]
+"""Which mode to run in a state; ``Policy.decide`` without its prediction."""
 
 _ALIKE = 64  # steps whose times are taken to grow evenly, as they do where they were measured
 _NOISE = np.random.default_rng(0).standard_normal(4096).tolist()  # how steps of a size differ
@@ -35,24 +39,26 @@ class ImaginedServer(ImaginedEngine):
         limits: Engine,
         choose: Chooser,
         *,
-        order: PrefillOrder,
-        aging_tokens_per_s: float,
+        line: Line,
+        pace: Pace | None = None,
         stock: bool = False,
         plan: Plan | None = None,
         record: bool = False,
         patience: Patience | None = None,
     ) -> None:
-        """As ImaginedEngine; ``plan`` says which chunk runs beside the lane."""
+        """As ImaginedEngine; ``plan`` says which chunk runs beside the lane.
+
+        ``pace`` is told of the gaps, if what chooses has one.
+        """
         super().__init__(
             times,
             limits,
-            choose,
-            order=order,
-            aging_tokens_per_s=aging_tokens_per_s,
+            line=line,
             stock=stock,
             record=record,
             patience=patience,
         )
+        self.choose, self._pace = choose, pace
         self._lane = ImaginedLane(times, padded=self._serving.pads)
         self._flight = Flight(self._serving, self._lane)
         self._beside = plan.beside_lane if plan is not None else None
@@ -82,7 +88,7 @@ class ImaginedServer(ImaginedEngine):
         """One round of the engine's loop."""
         self._hand_over()
         state = State(self._batch, self._kv_of_running(), self._backlog)
-        mode = self.choose(state)
+        mode = self.choose(state, self._all_afford_a_late_gap)
         if self.states is not None:
             self.states.append((self.now, state))
         if not (self._backlog or self._lane.num_prompts or self._lane.passes):
@@ -99,6 +105,24 @@ class ImaginedServer(ImaginedEngine):
             self._wait()
         while self._flight.full:
             self._see()
+
+    def _all_afford_a_late_gap(self) -> bool:
+        launched = self._launched
+        return all(
+            affords(each.emitted + launched - each.spans[-1][0], each.late)
+            for each in reversed(self._last_in)
+            if each.decoding
+        )
+
+    def _note_gap(self, pace: Pace, step: Step) -> None:
+        """The step that was just seen has ended."""
+        seen = len(self.step_ends) - 1
+        gap_ms = 1e3 * (self.step_ends[-1] - self.step_ends[-2]) if seen else 0.0
+        if pace.is_late(gap_ms):
+            for each in self._last_in:
+                each.late += each.decoding and each.spans[-1][0] < seen
+        if step.chunk:
+            pace.ended(step.mode, gap_ms)
 
     def _kv_of_running(self) -> int:
         return int(self._decode_kv) + sum(sequence.computed for sequence in self._partial)
@@ -169,7 +193,7 @@ class ImaginedServer(ImaginedEngine):
             suits = sequence.remaining > MIN_LANE_TOKENS and not sequence.computed
             if left <= 0 or (suits and not self._lane.has_room(rank, mode.chunk)):
                 break
-            heappop(self._waiting)
+            self._pop()
             self._kv_used += sequence.remaining + self._slack
             if suits:
                 self._in_flight += 1
@@ -262,6 +286,8 @@ class ImaginedServer(ImaginedEngine):
         """Wait for the end of the oldest step under way."""
         step, start_s, self.now = self._flight.see(self.now)
         self.step_ends.append(self.now)
+        if self._pace is not None and step.batch:
+            self._note_gap(self._pace, step)
         if self.events is not None:
             kind, end_s = "fused" if step.chunk else "decode", self._flight.device_s
             self._record(kind, step.mode, start_s, end_s, step.chunk, step.batch)

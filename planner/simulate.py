@@ -4,19 +4,20 @@ Step times come from the profile's model, decisions from the policy that serves.
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
-from nexus.planner.engine import Chooser
 from nexus.planner.fit import Bools, Floats
 from nexus.planner.pair import ImaginedPair
 from nexus.planner.sequence import Event, Patience, Sequence
-from nexus.planner.server import ImaginedServer
+from nexus.planner.server import Chooser, ImaginedServer
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Mode, Plan, Shares, Table
 from nexus.planner.workload import Requests
 from nexus.profiles.schema import Engine
-from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, Policy, PrefillOrder, State
+from nexus.runtime.pace import Pace
+from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, Line, Policy, PrefillOrder, State
 
 GOOD_GAPS = 0.95  # of a request's gaps must be within TBT for the request to be
 
@@ -25,32 +26,37 @@ GOOD_GAPS = 0.95  # of a request's gaps must be within TBT for the request to be
 class System:
     """A server to be imagined: who chooses modes, and in which order prompts run.
 
-    ``mode`` is a fixed one; without it, ``plan`` decides. ``stock``: the chunk is vLLM's
-    token budget, decodes included. ``shares``: two stock engines under MPS, capped to the
+    ``mode`` is a fixed one, whose prompts are late after ``ttft_s``; without it, ``plan``
+    decides. ``stock``: the chunk is vLLM's token budget, decodes included. ``shares``: two stock engines under MPS, capped to the
     ``mode``'s SMs. ``max_num_seqs``: a limit below the engine's own, in sequences.
     """
 
     name: str
     mode: Mode | None = None
     plan: Plan | None = None
+    ttft_s: float = inf
     order: PrefillOrder = "spf"
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
     stock: bool = False
     shares: Shares | None = None
     max_num_seqs: int | None = None
 
-    def chooser(self) -> Chooser:
-        """A fresh decision-maker."""
+    def line(self) -> Line:
+        """Where its prompts stand in line."""
+        aging = self.aging_tokens_per_s
+        if self.plan is not None:
+            return Line.of(self.plan, self.order, aging)
+        return Line(self.order, aging, self.ttft_s)
+
+    def chooser(self, longest: int) -> tuple[Chooser, Pace | None]:
+        """A fresh decision-maker, and what it learns of gaps by; no batch is above ``longest``."""
         if self.mode is not None:
             fixed = self.mode
-            return lambda _: fixed
+            return lambda *_: fixed, None
         assert self.plan is not None
-        policy = Policy(Table(self.plan))
-
-        def choose(state: State) -> Mode:
-            return policy.decide(state)[0]
-
-        return choose
+        pace = Pace.of(self.plan, longest)
+        policy = Policy(Table(self.plan), pace)
+        return lambda *asked: policy.decide(*asked)[0], pace
 
 
 def stock_system(chunk: int) -> System:
@@ -149,12 +155,13 @@ def _engine(
         assert system.mode is not None
         mode, shares = system.mode, system.shares
         return ImaginedPair(times, limits, mode, shares, record=record, patience=patience)
+    choose, pace = system.chooser(min(limits.max_num_batched_tokens, times.max_chunk))
     return ImaginedServer(
         times,
         limits,
-        system.chooser(),
-        order=system.order,
-        aging_tokens_per_s=system.aging_tokens_per_s,
+        choose,
+        line=system.line(),
+        pace=pace,
         stock=system.stock,
         plan=system.plan,
         record=record,

@@ -13,7 +13,6 @@ from nexus.planner.feasible import require_feasible
 from nexus.planner.frontier import fused_modes, shared_modes
 from nexus.planner.goodput import Arena
 from nexus.planner.latency import fit_model
-from nexus.planner.light_load import with_longest_steps
 from nexus.planner.paper import paper_modes, paper_rows
 from nexus.planner.predict import predict
 from nexus.planner.problem import Problem
@@ -67,8 +66,6 @@ def make_plan(
     best, plan = contest.best_table(max_partitions, fixed)
     if policy == "fixed" or _beats(contest, fixed, best):
         best, plan = _fixed(contest, fixed)
-    if policy == "nexus":
-        best, plan = with_longest_steps(contest, best, plan)
     return replace(plan, prediction=predict(contest, best, stock, fixed, rate))
 
 
@@ -124,9 +121,8 @@ def _fixed(contest: Contest, fixed: Played) -> tuple[Played, Plan]:
     mode = fixed.system.mode
     assert mode is not None
     rows = rows_of_one(contest.problem, mode, contest.draft.axes.states())
-    if fixed.system.stock:  # nothing was better than that chunk; a plan serves it otherwise
-        fixed = contest.play(System(mode.name, mode=mode))
-    return fixed, contest.draft.plan([mode], rows, "fixed")
+    plan = contest.draft.plan([mode], rows, "fixed")
+    return contest.play(System("plan", plan=plan)), plan
 
 
 def _paper(contest: Contest) -> tuple[Played, Plan]:

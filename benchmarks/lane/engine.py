@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus.planner.table import Plan, Table
+from nexus.runtime.pace import Pace
 from nexus.runtime.policy import Policy
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.server import with_plan
@@ -78,7 +79,8 @@ def spread_weights(worker: Any) -> None:
 
 def follow(engine: Any, plan: Plan) -> None:
     """Let ``plan`` choose from now on, among the partitions that the engine was started with."""
-    engine.engine_core.engine_core.scheduler.nexus_policy = Policy(Table(plan))
+    pace = Pace.of(plan, plan.engine.max_num_batched_tokens)
+    engine.engine_core.engine_core.scheduler.nexus_policy = Policy(Table(plan), pace)
 
 
 def steps(engine: Any, asks: Sequence[Ask], clock: Callable[[], float]) -> Iterator[list[Any]]:

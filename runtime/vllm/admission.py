@@ -6,7 +6,7 @@ from typing import Any
 from vllm.v1.request import Request
 
 from nexus.planner.table import Mode
-from nexus.runtime.policy import PrefillOrder, prefill_rank
+from nexus.runtime.policy import Line
 from nexus.runtime.vllm.lane_queue import LanePrompt
 from nexus.runtime.vllm.lane_step import LaneReport, LaneStep
 
@@ -21,10 +21,9 @@ go before it: one to replace each pass under way, and one while the step's repor
 class LaneAdmission:
     """One decision a step, set by the scheduler and asked for by the connector."""
 
-    def __init__(self, order: PrefillOrder, aging_tokens_per_s: float) -> None:
-        """``order`` and ``aging_tokens_per_s`` rank the prompts, as in the waiting queue."""
-        self._order = order
-        self._aging = aging_tokens_per_s
+    def __init__(self, line: Line) -> None:
+        """``line`` ranks the prompts, as in the waiting queue."""
+        self.line = line
         self._mode = self._lane_mode = Mode("fused", 1)
         self._prompts: dict[str, LanePrompt] = {}
         self._requests: dict[str, Request] = {}
@@ -83,7 +82,7 @@ class LaneAdmission:
         if request.num_preemptions > 0:
             return float("-inf")
         tokens = request.num_tokens - request.num_computed_tokens
-        return prefill_rank(tokens, request.arrival_time, self._order, self._aging)
+        return self.line.rank(tokens, request.arrival_time)
 
     def has_room(self, rank: float, besides: int = 0) -> bool:
         """Whether few enough tokens go before ``rank``, those of ``besides`` included."""

@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.v1.outputs import KVConnectorOutput
 
+from nexus.runtime.policy import Line
 from nexus.runtime.vllm.admission import LaneAdmission
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.driver import LaneDriver
@@ -40,7 +41,7 @@ class LaneConnector(KVConnectorBase_V1):
         """As vLLM calls it."""
         super().__init__(vllm_config, role, kv_cache_config)
         context = ServeContext.of(vllm_config)
-        self.admission = LaneAdmission(context.prefill_order, context.aging_tokens_per_s)
+        self.admission = LaneAdmission(Line(context.prefill_order, context.aging_tokens_per_s))
         self.returned: set[str] = set()
         self.lost: set[str] = set()
         self.driver: LaneDriver | None = None

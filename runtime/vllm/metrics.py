@@ -30,6 +30,7 @@ _COUNTERS = {
     "nexus_lane_prompt_tokens": "Prompt tokens launched on the prefill lane.",
 }
 _GAUGES = {
+    "nexus_batch_scale": "Of the plan's batches, the share that measured gaps leave.",
     "nexus_realized_sms": "SMs a phase may use.",
     "nexus_lane_prompts": "Prompts on the prefill lane.",
     "nexus_lane_waiting_tokens": "Tokens of theirs that are not launched yet.",

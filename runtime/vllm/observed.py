@@ -4,14 +4,17 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import KVConnectorOutput
+from vllm.v1.request import Request
 
-from nexus.planner.table import Mode, Row, read_plan
-from nexus.runtime.policy import State
+from nexus.planner.table import Mode, Row, Table, read_plan
+from nexus.runtime.pace import Pace
+from nexus.runtime.policy import Policy, State
 from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.metrics import SchedulerMetrics
@@ -40,6 +43,9 @@ class ObservedScheduler(Scheduler):
         self.nexus_plan = read_plan(context.table)
         self.nexus_decision: Decision | None = None
         self._lane = self.connector if isinstance(self.connector, LaneConnector) else None
+        pace = Pace.of(self.nexus_plan, self.max_num_scheduled_tokens)
+        self.nexus_policy = Policy(Table(self.nexus_plan), pace)
+        self._late_gaps: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         self._all_sms = (self.nexus_plan.machine.sms,) * 2
         self._watch = StepWatch()
         self._metrics = self._new_metrics(context)
@@ -51,6 +57,9 @@ class ObservedScheduler(Scheduler):
         """As vLLM's, timed."""
         now_s = time.monotonic()
         self._trace_step(now_s)
+        step, before_s = self._watch.next_to_end
+        if step is not None and before_s is not None:
+            self._note_gap(step, 1e3 * (now_s - before_s), scheduler_output)
         warning, line = self._watch.ended(now_s), self._watch.line(now_s)
         if warning is not None:
             log.warning("nexus: %s", warning)
@@ -84,6 +93,17 @@ class ObservedScheduler(Scheduler):
         self._watch.scheduled(
             Scheduled(mode, decision.row, decode_batch, prompt_tokens, now_s, kv_tokens)
         )
+
+    def _note_gap(self, step: Scheduled, gap_ms: float, output: SchedulerOutput) -> None:
+        """A step ended; count a late gap for those who waited for it, before it is theirs."""
+        pace = self.nexus_policy.pace
+        if pace.is_late(gap_ms):
+            for req_id in output.num_scheduled_tokens:
+                request = self.requests.get(req_id)
+                if request is not None and request.num_output_tokens:
+                    self._late_gaps[request] = self._late_gaps.get(request, 0) + 1
+        if step.decodes and step.prompt_tokens:
+            pace.ended(step.mode, gap_ms)
 
     def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
         """As vLLM's: requests have left the lane, most of them done there."""
@@ -134,6 +154,7 @@ class ObservedScheduler(Scheduler):
 
     def _count(self, metrics: SchedulerMetrics) -> None:
         metrics.steps(self._watch.take())
+        metrics.level("nexus_batch_scale", self.nexus_policy.pace.scale)
         if self._lane is None:
             return
         lane = self._lane.admission

@@ -7,6 +7,7 @@ take. While prompts go to the prefill lane, it sees only those waiting that the 
 room for. All of it is restored or recomputed at the next step.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +18,11 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
-from nexus.planner.table import Table
-from nexus.runtime.policy import Policy, State
+from nexus.runtime.pace import affords
+from nexus.runtime.policy import Line, State
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.observed import Decision, ObservedScheduler
-from nexus.runtime.vllm.queue import ShortestPrefillFirstQueue, remaining_prefill
+from nexus.runtime.vllm.queue import RankedQueue, remaining_prefill
 
 
 class _Planned(ObservedScheduler):
@@ -33,23 +34,28 @@ class _Planned(ObservedScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.nexus_policy = Policy(Table(self.nexus_plan))
-        self._beside_lane = self.nexus_plan.beside_lane
+        plan = self.nexus_plan
+        self._beside_lane = plan.beside_lane
         self._most_tokens = self.max_num_scheduled_tokens
         self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
         context = ServeContext.of(self.vllm_config)
+        line = Line.of(plan, context.prefill_order, context.aging_tokens_per_s)
         self._spf = context.prefill_order == "spf"
         if self._spf:
-            self.waiting = ShortestPrefillFirstQueue(context.aging_tokens_per_s)
+            self.waiting = RankedQueue(line)
+        if self._lane is not None:
+            self._lane.admission.line = line
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """One step, as vLLM schedules it, within the plan's chunk."""
         if self._lane is not None and (news := self._lane.look()) is not None:
             self._update_from_kv_xfer_finished(news)
+        if self._spf:
+            self.waiting.advance(time.time())  # the clock of arrivals
         prefills, kv_tokens = self._prefills_and_kv_tokens()
         decode_batch = len(self.running) - len(prefills)
         state = State(decode_batch, kv_tokens, self._backlog(prefills))
-        mode, row = self.nexus_policy.decide(state)
+        mode, row = self.nexus_policy.decide(state, self._all_afford_a_late_gap)
         self.nexus_decision = Decision(state, mode, row)
         decodes = decode_batch + len(self.finished_recving_kv_req_ids)
         chunk = mode.prompt_tokens(decodes)
@@ -65,6 +71,17 @@ class _Planned(ObservedScheduler):
             output = super().schedule(*args, **kwargs)
         self.note_scheduled(output, decode_batch)
         return output
+
+    def _all_afford_a_late_gap(self) -> bool:
+        # Those that came last have the fewest tokens: mostly the first that is asked cannot.
+        return all(
+            affords(
+                request.num_output_tokens + request.num_output_placeholders,
+                self._late_gaps.get(request, 0),
+            )
+            for request in reversed(self.running)
+            if not request.is_prefill_chunk
+        )
 
     @contextmanager
     def _arranged(self, prefills: list[Request], chunk: int) -> Iterator[None]:

@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nexus.benchmarks.workloads import TRACES
+from nexus.planner.contest import Contest, Played
 from nexus.planner.frontier import fused_modes
 from nexus.planner.latency import check, fit_model
 from nexus.planner.shape import Shape
-from nexus.profiles.schema import Profile, read_profile
+from nexus.planner.solve import make_contest
+from nexus.planner.table import Bounds, Plan
+from nexus.planner.workload import read_trace
+from nexus.profiles.schema import Profile, Provenance, read_profile
 
 H200 = Path(__file__).parents[2] / "profiles" / "h200"
 ALONE, SHARED = ("prefill", "decode", "fused"), ("split", "overlap")
@@ -65,3 +70,46 @@ def test_a_batch_that_takes_as_long_as_a_larger_one_is_no_mode() -> None:
     sizes = {mode.chunk for mode in fused_modes(read_profile(H200 / "llama-3.1-8b.yaml"))}
     assert {256, 384, 512, 768} <= sizes
     assert not {352, 448, 480, 832} & sizes  # each within 5 % of the next, or slower
+
+
+@pytest.fixture(scope="module")
+def contest() -> Contest:
+    """The conversation trace's lengths within 1000 and 25 ms, on an H200 with an 8B model."""
+    return make_contest(
+        read_profile(H200 / "llama-3.1-8b.yaml"),
+        Bounds(1000.0, 25.0),
+        read_trace(TRACES / "azure_conv.csv"),
+        Provenance(created="now", command="c", software={}),
+    )
+
+
+@pytest.fixture(scope="module")
+def best(contest: Contest) -> tuple[Played, Plan]:
+    return contest.best_table(4, contest.best_stock())
+
+
+def test_partitions_that_are_hardly_better_are_not_planned(contest, best):
+    """An overlap in 3 % of the states is 2 % better here, in simulation."""
+    assert contest.kept(4)
+    assert {mode.mode for mode in best[1].modes.values()} == {"fused"}
+
+
+@pytest.mark.parametrize("load", [0.2, 0.4, 0.6])
+def test_prompts_come_sooner_under_light_load_and_everyone_keeps_its_bounds(
+    contest, best, load, monkeypatch
+):
+    arena, (played, _) = contest.arena, best
+    rate = load * played.per_s
+    sooner = arena.play(played.system, rate)
+    assert sooner.attainment(arena.bounds) > 0.98
+    monkeypatch.setattr("nexus.planner.server.affords", lambda *_: False)
+    later = arena.play(played.system, rate)
+    assert sooner.ttft_ms.mean() < later.ttft_ms.mean()
+
+
+def test_more_are_on_time_where_those_that_cannot_be_wait(contest, best):
+    arena, (played, _) = contest.arena, best
+    rate = 1.6 * played.per_s
+    careless = replace(played.system, plan=replace(best[1], bounds=Bounds(1e9, 25.0)))
+    shares = [arena.attainment(system, rate) for system in (played.system, careless)]
+    assert shares[0] > shares[1] + 0.02

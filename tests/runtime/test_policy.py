@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.planner.table import Axes, Mode, Row, Table
-from nexus.runtime.policy import Policy, State, prefill_rank
+from nexus.runtime.pace import Pace
+from nexus.runtime.policy import LATE_TOKENS, Line, Policy, State
 
 
 class _Plan:
@@ -22,6 +23,15 @@ def table(modes: list[Mode], batches: tuple[int, ...]) -> Table:
     return Table(_Plan(axes, {mode.name: mode for mode in modes}, rows))  # type: ignore[arg-type]
 
 
+def policy_of(lookup: Table) -> Policy:
+    """Under a bound that nothing breaks."""
+    return Policy(lookup, Pace(1e9, 512, frozenset()))
+
+
+def nobody() -> bool:
+    return False
+
+
 FUSED, SPLIT, OVERLAP = Mode("fused", 512), Mode("split", 1024, 84, 48), Mode("overlap", 1024, 100)
 
 
@@ -29,37 +39,59 @@ FUSED, SPLIT, OVERLAP = Mode("fused", 512), Mode("split", 1024, 84, 48), Mode("o
 def test_fused_chunks_follow_the_table_at_every_step(batches: list[int]) -> None:
     modes = [Mode("fused", chunk) for chunk in (512, 256, 128)]
     lookup = table(modes, (8, 64, 256))
-    policy = Policy(lookup)
+    policy = policy_of(lookup)
     for batch in batches:
-        mode, row = policy.decide(State(batch, 0, 0))
+        mode, row = policy.decide(State(batch, 0, 0), nobody)
         assert row == lookup.row(batch, 0, 0)
         assert mode == lookup.modes[row.mode]
 
 
 def test_a_partition_is_kept_across_noise_at_a_grid_line() -> None:
-    policy = Policy(table([OVERLAP, SPLIT], (100, 200)), hysteresis=0.05)
-    seen = [policy.decide(State(batch, 0, 0))[0].mode for batch in (99, 101, 99, 103, 120, 101)]
+    policy = policy_of(table([OVERLAP, SPLIT], (100, 200)))
+    seen = [
+        policy.decide(State(batch, 0, 0), nobody)[0].mode for batch in (99, 101, 99, 103, 120, 101)
+    ]
     assert seen == ["overlap", "overlap", "overlap", "overlap", "split", "split"]
 
 
 def test_leaving_upwards_and_coming_back_takes_the_whole_band() -> None:
-    policy = Policy(table([OVERLAP, SPLIT], (100, 200)), hysteresis=0.05)
-    modes = [policy.decide(State(batch, 0, 0))[0].mode for batch in (150, 98, 90, 98)]
+    policy = policy_of(table([OVERLAP, SPLIT], (100, 200)))
+    modes = [policy.decide(State(batch, 0, 0), nobody)[0].mode for batch in (150, 98, 90, 98)]
     assert modes == ["split", "split", "overlap", "overlap"]
 
 
-@given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 1e5)), min_size=2, max_size=20))
+PROMPTS = st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 1e5)), min_size=2, max_size=20)
+
+
+@given(PROMPTS)
 def test_spf_order_is_that_of_length_minus_aging_at_any_moment(
     prompts: list[tuple[int, float]],
 ) -> None:
     now, gamma = 2e5, 500.0
-    by_rank = sorted(prompts, key=lambda p: prefill_rank(p[0], p[1], "spf", gamma))
+    line = Line("spf", gamma)
+    by_rank = sorted(prompts, key=lambda p: line.rank(*p))
     scores = [length - gamma * (now - arrival) for length, arrival in by_rank]
     assert all(a <= b + 1e-3 for a, b in pairwise(scores))
 
 
-@given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 1e5)), min_size=2, max_size=20))
+@given(PROMPTS)
 def test_fcfs_order_is_that_of_arrival(prompts: list[tuple[int, float]]) -> None:
-    by_rank = sorted(prompts, key=lambda p: prefill_rank(p[0], p[1], "fcfs"))
+    line = Line("fcfs", ttft_s=1.0)
+    line.now_s = 5e4
+    by_rank = sorted(prompts, key=lambda p: line.rank(*p))
     arrivals = [arrival for _, arrival in by_rank]
     assert arrivals == sorted(arrivals)
+
+
+@given(PROMPTS, st.floats(0, 1e5))
+def test_prompts_that_can_be_on_time_go_first_and_nobody_waits_for_ever(
+    prompts: list[tuple[int, float]], now: float
+) -> None:
+    line = Line("spf", 50.0, ttft_s=0.5, tokens_per_s=20_000.0)
+    line.now_s = now
+    here = [prompt for prompt in prompts if now - 10 < prompt[1] <= now]  # none is aged much yet
+    by_rank = sorted(here, key=lambda p: line.rank(*p))
+    late = [arrival + 0.5 - length / 20_000 < now for length, arrival in by_rank]
+    assert late == sorted(late)
+    for length, arrival in prompts:  # whoever comes after that long goes behind it
+        assert line.rank(length, arrival) < 1 + 50.0 * (arrival + (length + LATE_TOKENS) / 50.0)

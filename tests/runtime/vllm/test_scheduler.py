@@ -1,11 +1,14 @@
 """The planned scheduler on real vLLM: same tokens, the plan's chunks, the plan's order."""
 
+import gc
 import random
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from nexus.planner.table import Table, read_plan
+from nexus.planner.table import Bounds, Table, read_plan, write_plan
 
 pytestmark = pytest.mark.engine
 
@@ -26,6 +29,13 @@ def generate(llm: Any, wanted: list[list[int]], max_tokens: int = 8) -> list[tup
         [{"prompt_token_ids": prompt} for prompt in wanted], params, use_tqdm=False
     )
     return [tuple(output.outputs[0].token_ids) for output in outputs]
+
+
+def bounded(path: Any, tbt_ms: float) -> Any:
+    """The plan with another bound on TBT, which its rows hold."""
+    plan = read_plan(path)
+    write_plan(path, replace(plan, bounds=Bounds(plan.bounds.ttft_ms, tbt_ms)))
+    return path
 
 
 class Stepper:
@@ -108,7 +118,7 @@ def test_same_tokens_when_a_tiny_kv_cache_forces_preemption(
 
 
 def test_every_step_has_the_batch_that_the_table_names(open_engine: Any, make_plan: Any) -> None:
-    path = make_plan((32, 300, 64))
+    path = bounded(make_plan((32, 300, 64)), 60_000.0)
     table = Table(read_plan(path))
     batches = []
     with open_engine(path, "fcfs") as llm:
@@ -174,7 +184,8 @@ def test_a_half_done_prompt_does_not_wait_for_one_that_there_is_no_room_for(
     open_engine: Any, make_plan: Any
 ) -> None:
     """16 blocks of 128: 7 decode, 9 are half a prompt's, and both need one more."""
-    with open_engine(make_plan((16,)), num_gpu_blocks_override=17) as llm:
+    path = bounded(make_plan((16,)), 0.001)  # nobody affords to have the prompt done at once
+    with open_engine(path, num_gpu_blocks_override=17) as llm:
         driver = Stepper(llm)
         driver.add("decodes", list(range(3, 383)) * 2, arrival_s=0.0, max_tokens=300)
         while "decodes" not in driver.tokens:
@@ -210,3 +221,67 @@ def test_aging_ends_a_long_prompt_s_wait(
         assert ("long" in driver.tokens) is not starves
         driver.finish()
     assert len(driver.tokens["long"]) == 4
+
+
+def test_a_prompt_that_is_late_lets_those_pass_that_are_not(
+    open_engine: Any, make_plan: Any
+) -> None:
+    with open_engine(make_plan((64,)), "spf") as llm:
+        driver = Stepper(llm)
+        now = time.time()
+        driver.add("late", [7] * 100, arrival_s=now - 10.0)  # the bound is 2 s
+        driver.add("on time", [9] * 600, arrival_s=now)
+        driver.finish()
+        assert driver.first_step["on time"] < driver.first_step["late"]
+
+
+def test_a_prompt_becomes_late_while_it_waits(open_engine: Any, make_plan: Any) -> None:
+    with open_engine(make_plan((64,)), "spf", aging=0.0) as llm:
+        driver = Stepper(llm)
+        queue = driver.scheduler.waiting
+        now = time.time()
+        for name, length, waited_s in (("a", 50, 1.9), ("b", 100, 0.0), ("c", 300, 1.95)):
+            driver.add(name, [7] * length, arrival_s=now - waited_s)
+        assert [request.request_id[0] for request in queue] == ["a", "b", "c"]
+        queue.advance(now)
+        assert [request.request_id[0] for request in queue] == ["a", "b", "c"]
+        queue.advance(now + 0.2)
+        assert [request.request_id[0] for request in queue] == ["b", "a", "c"]
+        driver.finish()
+    assert {len(tokens) for tokens in driver.tokens.values()} == {4}
+
+
+def test_all_that_waits_is_computed_at_once_while_everyone_affords_a_late_gap(
+    open_engine: Any, make_plan: Any
+) -> None:
+    with open_engine(bounded(make_plan((64,)), 60_000.0)) as llm:
+        driver = Stepper(llm)
+        driver.add("old", [7] * 40, arrival_s=0.0, max_tokens=64)
+        for _ in range(10):
+            driver.step()
+        driver.add("first", [5] * 500, arrival_s=0.0, max_tokens=1)
+        driver.step()
+        assert driver.steps[-1].total_num_scheduled_tokens == 64  # nobody can afford it so far
+        for _ in range(15):
+            driver.step()
+        driver.add("second", [3] * 500, arrival_s=0.0, max_tokens=1)
+        driver.step()
+        assert driver.steps[-1].total_num_scheduled_tokens == 501
+        driver.finish()
+
+
+def test_batches_shrink_where_gaps_are_late_and_the_tokens_stay(
+    open_engine: Any, make_plan: Any
+) -> None:
+    wanted = prompts(12, seed=4)
+    with open_engine() as llm:
+        expected = generate(llm, wanted, max_tokens=30)
+    with open_engine(bounded(make_plan((512,)), 0.001)) as llm:
+        driver = Stepper(llm)
+        assert generate(llm, wanted, max_tokens=30) == expected
+        scheduler = driver.scheduler
+        assert scheduler.nexus_policy.pace.scale < 0.95
+        assert max(step.total_num_scheduled_tokens for step in driver.steps[-20:]) < 512
+        scheduler.waiting.advance(time.time() + 10.0)
+        gc.collect()
+        assert not scheduler._late_gaps  # those that left are forgotten
