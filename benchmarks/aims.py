@@ -25,7 +25,7 @@ Words = Callable[[Sequence[Duel]], str]
 
 @dataclass(frozen=True)
 class Aim:
-    """``found`` in words; ``met`` is None where nothing was run that tells."""
+    """``found`` in words; ``met`` is None where no run tells, or none tells for sure."""
 
     what: str
     found: str
@@ -58,7 +58,8 @@ def _gain(tables: Sequence[Table], model: str, workload: str, bounds: Objective)
     if not ratios:
         return Aim(what, "not run", None)
     _, ratio, system = max(ratios, key=lambda one: one[0])
-    return Aim(what, f"{ratio} ({system})", ratio.at_least >= GAIN)
+    is_open = ratio.at_least < GAIN <= (ratio.at_most or GAIN)
+    return Aim(what, f"{ratio} ({system})", None if is_open else ratio.at_least >= GAIN)
 
 
 def _never_below(tables: Sequence[Table], model: str) -> Aim:

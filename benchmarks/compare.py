@@ -14,6 +14,8 @@ from nexus.planner.spread import Spread
 STOCK = tuple(name for name, system in SYSTEMS.items() if system.sharing is None)
 DEFAULT = "vllm-default"
 
+_LONG_S = 60.0
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -42,12 +44,21 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Table:
-    """All runs of one model on one machine, under one workload; each cell once."""
+    """All runs of one model on one machine, under one workload; each cell once.
+
+    Runs of a minute and more are not in a table with shorter ones: a trace's bursts are longer.
+    """
 
     model: str
     machine: str
     workload: str
     cells: tuple[Cell, ...]
+
+    @property
+    def arrivals(self) -> str:
+        """For how long requests arrived: ``60 s``, ``30 to 45 s``."""
+        least, *_, most = sorted([cell.setting.duration_s for cell in self.cells] * 2)
+        return f"{most:g} s" if least == most else f"{least:g} to {most:g} s"
 
     @property
     def systems(self) -> list[str]:
@@ -82,12 +93,20 @@ class Table:
             return name, Crossing(edge.at_least, None, edge.at_least)
         return max(there, key=_most, default=None)
 
-    def ratio(self, system: str, objective: Objective) -> Ratio | None:
-        """Its goodput over the best stock setting's; None where nothing is known of it."""
-        own, best = self.crossing(system, objective), self.best_stock(objective)
-        if own is None or best is None:
+    def ratio(self, system: str, objective: Objective, over: str | None = None) -> Ratio | None:
+        """Its goodput over that of ``over``, else of the best stock setting.
+
+        None where nothing is known of it.
+        """
+        if over is not None:
+            other = self.crossing(over, objective)
+        else:
+            best = self.best_stock(objective)
+            other = None if best is None else best[1]
+        own = self.crossing(system, objective)
+        if own is None or other is None:
             return None
-        least, most = best[1].at_least, best[1].at_most
+        least, most = other.at_least, other.at_most
         at_least = own.at_least / most if most else 0.0
         at_most = own.at_most / least if own.at_most and least else None
         return Ratio(at_least, at_most) if at_least or at_most else None
@@ -111,19 +130,33 @@ def _which(cell: Cell) -> tuple[float | None, int, str]:
 
 
 def tables_of(cells: Iterable[Cell]) -> list[Table]:
-    """One for each model, machine and workload; bursts are left out."""
-    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    """One for each model, machine, workload and kind of duration; bursts are left out.
+
+    Of each workload those of long runs are first.
+    """
+    groups: dict[tuple[str, str, str], dict[bool, list[Cell]]] = {}
     for cell in latest(cells):
         if cell.key.rate is not None:
-            setting = cell.setting
-            place = (setting.model, setting.machine.name, cell.key.workload)
-            groups.setdefault(place, []).append(cell)
-    return [Table(*place, tuple(group)) for place, group in groups.items()]
+            place = (cell.setting.model, cell.setting.machine.name, cell.key.workload)
+            groups.setdefault(place, {}).setdefault(_is_long(cell), []).append(cell)
+    return [
+        Table(*place, tuple(kinds[is_long]))
+        for place, kinds in groups.items()
+        for is_long in (True, False)
+        if is_long in kinds
+    ]
+
+
+def _is_long(cell: Cell) -> bool:
+    return cell.setting.duration_s >= _LONG_S
 
 
 def latest(cells: Iterable[Cell]) -> list[Cell]:
     """Of each cell of the grid on each machine, the one measured last."""
-    found = {(cell.setting.model, cell.setting.machine.name, cell.key): cell for cell in cells}
+    found = {
+        (cell.setting.model, cell.setting.machine.name, cell.key, _is_long(cell)): cell
+        for cell in cells
+    }
     return list(found.values())
 
 

@@ -63,21 +63,28 @@ def _preface(tables: Sequence[Table], shown: str) -> str:
 
 
 def _heading(table: Table) -> str:
-    return f"## {table.model}, {table.workload}"
+    return f"## {table.model}, {table.workload}, {table.arrivals} of arrivals"
 
 
-def _goodput(table: Table) -> str:
+def goodput_rows(table: Table) -> list[list[str]]:
+    """Who sustains which rate within which bounds, and the ratios; the head first."""
     head = ["goodput, requests/s", *(objective.name for objective in OBJECTIVES)]
     rows = [[name, *(_crossed(table, name, o) for o in OBJECTIVES)] for name in table.systems]
-    best = ["**best stock**"]
+    best = ["best stock"]
     for objective in OBJECTIVES:
         found = table.best_stock(objective)
         best.append(f"{found[1]} ({found[0]})" if found else NOT_RUN)
     rows.append(best)
-    for name in table.systems:
-        ratios = [str(table.ratio(name, objective) or "") for objective in OBJECTIVES]
-        if name not in STOCK and any(ratios):
-            rows.append([f"{name} / best stock", *ratios])
+    for name in (name for name in table.systems if name not in STOCK):
+        for over in (None, *(other for other in table.systems if other in STOCK)):
+            ratios = [str(table.ratio(name, objective, over) or "") for objective in OBJECTIVES]
+            if any(ratios):
+                rows.append([f"{name} / {over or 'best stock'}", *ratios])
+    return [head, *rows]
+
+
+def _goodput(table: Table) -> str:
+    head, *rows = goodput_rows(table)
     return markdown(head, rows)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nexus.benchmarks.aims import aims
-from nexus.benchmarks.compare import STOCK, Figure, Table, tables_of
+from nexus.benchmarks.compare import Figure, Table, tables_of
+from nexus.benchmarks.document import goodput_rows
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.results import Cell, all_cells, whole_of
 from nexus.benchmarks.systems import SYSTEMS
@@ -54,7 +55,10 @@ def render(tables: Sequence[Table]) -> str:
     parts = [f"<h1>{escape(title)}</h1>", _preface(tables), _aims(tables)]
     scripts: list[bool | str] = ["inline"]  # plotly's code goes in with the first figure alone
     for table in tables:
-        parts += [f"<h2>{escape(table.model)}, {escape(table.workload)}</h2>", _goodput(table)]
+        parts += [
+            f"<h2>{escape(table.model)}, {escape(table.workload)}, {table.arrivals} of arrivals</h2>",
+            _goodput(table),
+        ]
         for objective in _objectives(table):
             parts += [
                 f"<h3>{escape(_words(objective))}</h3>",
@@ -81,8 +85,7 @@ def _preface(tables: Sequence[Table]) -> str:
     first = cells[0].setting
     versions = ", ".join(f"{k} {v}" for k, v in sorted(first.software.items()))
     return (
-        f"<p>{len(cells)} runs of {first.duration_s:g} s of arrivals each, from "
-        f"{escape(min(c.created for c in cells))} on; {escape(versions)}. Every system gets the "
+        f"<p>{len(cells)} runs from {escape(min(c.created for c in cells))} on; {escape(versions)}. Every system gets the "
         "same requests at the same times. TTFT counts from sending, TBT is every gap; "
         f"goodput is the rate up to which at least {GOOD_SHARE:.0%} of all requests meet both "
         "bounds, interpolated between two measured ones. Bars span the repeats.</p>"
@@ -102,15 +105,7 @@ def _words(objective: Objective) -> str:
 
 
 def _goodput(table: Table) -> str:
-    head = ["goodput, req/s", *(objective.name for objective in OBJECTIVES)]
-    rows = []
-    for system in table.systems:
-        edges = [table.crossing(system, objective) for objective in OBJECTIVES]
-        rows.append([system, *("not run" if edge is None else str(edge) for edge in edges)])
-    for system in table.systems:
-        ratios = [str(table.ratio(system, objective) or "") for objective in OBJECTIVES]
-        if system not in STOCK and any(ratios):
-            rows.append([f"{system} / best stock", *ratios])
+    head, *rows = goodput_rows(table)
     return _table(head, rows)
 
 
@@ -177,6 +172,7 @@ def _goodput_bars(table: Table, objective: Objective, scripts: list[bool | str])
             y=list(edges),
             x=[edge.estimate for edge in edges.values()],
             text=[str(edge) for edge in edges.values()],
+            textposition="outside",
             orientation="h",
             marker={"color": "#bbb", "line": {"color": "#111", "width": 1}},
             showlegend=False,

@@ -90,6 +90,7 @@ OTHERS = (
     _nexus("fcfs", "overlap"),
     System("nexus-mps", sharing="mps"),
     _stock(256),
+    _stock(320),
     _stock(384),
     _stock(1024),
     _stock(8192),

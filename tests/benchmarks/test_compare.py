@@ -9,7 +9,7 @@ import pytest
 
 from nexus.benchmarks.aims import aims
 from nexus.benchmarks.compare import Figure, duels, latest, mean_and_range, tables_of
-from nexus.benchmarks.document import document
+from nexus.benchmarks.document import document, goodput_rows
 from nexus.benchmarks.metrics import Metrics, Objective, PerRequest
 from nexus.benchmarks.page import render
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting
@@ -106,6 +106,38 @@ def test_the_same_requests_are_compared() -> None:
     assert (duel.system, duel.rate, duel.ratio) == ("nexus-spf-plan", 8.0, 0.25)
     assert mean_and_range([2.0]) == "2.0"
     assert mean_and_range([2.0, 4.0]) == "3.0 (2.0 to 4.0)"
+
+
+def test_each_stock_setting_has_a_ratio_of_its_own() -> None:
+    (table,) = tables_of(CELLS)
+    ratio = table.ratio("nexus-spf-plan", TIGHT, "vllm-512")
+    assert ratio is not None
+    assert (ratio.at_least, ratio.at_most) == pytest.approx((16.5 / 8, 16.5 / 4))
+    rows = goodput_rows(table)
+    assert [row[0] for row in rows[-3:]] == [
+        "nexus-spf-plan / best stock",
+        "nexus-spf-plan / vllm-default",
+        "nexus-spf-plan / vllm-512",
+    ]
+
+
+def test_runs_of_a_minute_are_not_compared_with_shorter_ones() -> None:
+    longer = [
+        replace(cell, setting=replace(cell.setting, duration_s=60.0))
+        for cell in CELLS
+        if cell.key.system == "nexus-spf-plan"
+    ]
+    tables = tables_of([*CELLS, *longer])
+    assert [table.arrivals for table in tables] == ["60 s", "45 s"]
+    assert tables[0].systems == ["nexus-spf-plan"]
+    assert "azure_conv, 60 s of arrivals" in document([*CELLS, *longer], [], "")
+    assert "azure_conv, 45 s of arrivals" in render(tables)
+
+
+def test_an_aim_that_a_bracket_leaves_open_is_neither_met_nor_missed() -> None:
+    wide = [run("vllm-default", 4.0, 1.0, 40.0), run("vllm-default", 15.0, 0.5, 60.0)]
+    gain = aims(tables_of(wide + CELLS[4:]))[0]
+    assert (gain.found, gain.met) == ("1.10× to 4.12× (nexus-spf-plan)", None)
 
 
 def test_aims_say_what_was_not_run() -> None:
