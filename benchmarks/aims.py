@@ -64,18 +64,19 @@ def _gain(tables: Sequence[Table], model: str, workload: str, bounds: Objective)
 
 def _never_below(tables: Sequence[Table], model: str) -> Aim:
     what = f"{model}: goodput never below {NEVER_BELOW}× the best stock setting"
-    ratios = []
+    found = []
     for table in tables:
         for bounds in OBJECTIVES:
             own = [ratio for name in PLANS if (ratio := table.ratio(name, bounds)) is not None]
-            told = [ratio for ratio in own if ratio.at_least or ratio.worst < NEVER_BELOW]
-            if told:
-                best = max(told, key=lambda ratio: ratio.worst)
-                ratios.append((best.worst, f"{best} ({table.workload} at {bounds.name})"))
-    if not ratios:
+            if own:
+                best = max(own, key=lambda ratio: ratio.worst)
+                found.append((best, f"{best} ({table.workload} at {bounds.name})"))
+    if not found:
         return Aim(what, "not run", None)
-    worst, where = min(ratios)
-    return Aim(what, where, worst >= NEVER_BELOW)
+    below = [one for one in found if (one[0].at_most or NEVER_BELOW) < NEVER_BELOW]
+    worst, where = min(below or found, key=lambda one: (one[0].at_least, one[0].worst))
+    is_open = not below and worst.at_least < NEVER_BELOW
+    return Aim(what, where, None if is_open else not below)
 
 
 def _tail(tables: Sequence[Table], model: str) -> Aim:

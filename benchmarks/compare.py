@@ -57,7 +57,8 @@ class Table:
     @property
     def arrivals(self) -> str:
         """For how long requests arrived: ``60 s``, ``30 to 45 s``."""
-        least, *_, most = sorted([cell.setting.duration_s for cell in self.cells] * 2)
+        durations = {cell.setting.duration_s for cell in self.cells}
+        least, most = min(durations), max(durations)
         return f"{most:g} s" if least == most else f"{least:g} to {most:g} s"
 
     @property

@@ -109,7 +109,11 @@ class Contest:
         return self.play(system) if self._good(system) > best.good else best
 
     def always(self, mode: Mode) -> System:
-        """Nexus with one mode for all states."""
+        """Nexus with one mode for all states, and no pace.
+
+        A mode that holds its bound only where it is cut to fit would win here, on random
+        arrivals, and lose where lengths and rates vary.
+        """
         return System(mode.name, mode=mode, ttft_s=self.problem.bounds.ttft_ms / 1e3)
 
     def best_table(self, max_partitions: int, fixed: Played) -> tuple[Played, Plan]:

@@ -63,6 +63,8 @@ class ImaginedEngine:
             self._push(self._coming[self._next])
             self._next += 1
         self.line.now_s = self.now
+        for sequence in self._partial:
+            sequence.rank = self._rank(sequence)
         if self._late_after and self._late_after[0][0] < self.now:
             self._rank_anew()
 
@@ -84,8 +86,6 @@ class ImaginedEngine:
         changed = False
         while self._late_after and self._late_after[0][0] < self.now:
             changed |= heappop(self._late_after)[2].waits
-        for sequence in self._partial:
-            sequence.rank = self._rank(sequence)
         if not changed:
             return
         for _, _, sequence in self._waiting:

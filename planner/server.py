@@ -154,6 +154,8 @@ class ImaginedServer(ImaginedEngine):
         first_s, last_s = (
             self.times.step_ms(0, 0.0, batch, kv + steps * batch) / 1e3 for steps in (0, count - 1)
         )
+        if self._pace is not None and self._pace.is_late(1e3 * last_s):
+            return  # each of their gaps is to be counted
         alone_s = first_s + self._uneven_ms() / 1e3  # of contexts that grow alike
         like = Step(0.0, 0.0, alone_s, alone_s, first_s, 0, batch, kv, mode)
         more_s = (last_s - first_s) / (count - 1)

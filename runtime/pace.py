@@ -37,16 +37,20 @@ class Pace:
         self.scale = 1.0
         self._tbt_ms = tbt_ms
         self._long = Mode(mode="fused", chunk=longest)
-        self._left_alone = left_alone | {self._long}
+        self._left_alone = left_alone
         self._long_is_under_way = False
 
     @classmethod
     def of(cls, plan: Plan, longest: int) -> "Pace":
-        """For a plan's bound; modes that are late wherever its table names them stay so."""
+        """For a plan's bound; modes that are late wherever its table names them stay so.
+
+        And so does the longest batch, if the plan has none as long.
+        """
         bound_ms = plan.bounds.tbt_ms
         fitting = {row.mode for row in plan.rows if row.decode_batch and row.tbt_ms <= bound_ms}
-        late = frozenset(mode for name, mode in plan.modes.items() if name not in fitting)
-        return cls(bound_ms, longest, late)
+        late = {mode for name, mode in plan.modes.items() if name not in fitting}
+        late |= {Mode(mode="fused", chunk=longest)} - set(plan.modes.values())
+        return cls(bound_ms, longest, frozenset(late))
 
     def batch(
         self, mode: Mode, decode_batch: int, backlog: int, all_afford: Callable[[], bool]
@@ -57,9 +61,10 @@ class Pace:
         each of those may have one more late gap. It is asked only where that matters, and never
         while the cost of the last such step is not known.
         """
-        left_alone = mode.mode != "fused" or not decode_batch or mode in self._left_alone
+        mixed = mode.mode == "fused" and decode_batch and backlog
+        left_alone = not mixed or mode in self._left_alone
         paced = mode if left_alone else self._scaled(mode)
-        too_small = paced.chunk < min(decode_batch + backlog, self._long.chunk)
+        too_small = paced.chunk < self._long.chunk and backlog > paced.prompt_tokens(decode_batch)
         may_be_long = too_small and not left_alone and not self._long_is_under_way
         self._long_is_under_way = may_be_long and all_afford()
         return self._long if self._long_is_under_way else paced

@@ -4,13 +4,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import KVConnectorOutput
-from vllm.v1.request import Request
 
 from nexus.planner.table import Mode, Row, Table, read_plan
 from nexus.runtime.pace import Pace
@@ -22,6 +20,8 @@ from nexus.runtime.vllm.trace import FIRST_TOKENS, LEFT_LANE, STEPS, ServeTrace
 from nexus.runtime.vllm.watch import Scheduled, StepWatch
 
 log = init_logger("vllm.nexus")
+
+_FEW = 64  # requests that have ended may be remembered
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ObservedScheduler(Scheduler):
         self._lane = self.connector if isinstance(self.connector, LaneConnector) else None
         pace = Pace.of(self.nexus_plan, self.max_num_scheduled_tokens)
         self.nexus_policy = Policy(Table(self.nexus_plan), pace)
-        self._late_gaps: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+        self._late_gaps: dict[str, int] = {}
         self._all_sms = (self.nexus_plan.machine.sms,) * 2
         self._watch = StepWatch()
         self._metrics = self._new_metrics(context)
@@ -98,10 +98,14 @@ class ObservedScheduler(Scheduler):
         """A step ended; count a late gap for those who waited for it, before it is theirs."""
         pace = self.nexus_policy.pace
         if pace.is_late(gap_ms):
-            for req_id in output.num_scheduled_tokens:
+            for req_id, tokens in output.num_scheduled_tokens.items():
                 request = self.requests.get(req_id)
-                if request is not None and request.num_output_tokens:
-                    self._late_gaps[request] = self._late_gaps.get(request, 0) + 1
+                decodes = tokens == 1 and request is not None and request.num_output_tokens
+                if decodes:
+                    self._late_gaps[req_id] = self._late_gaps.get(req_id, 0) + 1
+            if len(self._late_gaps) > 2 * len(self.requests) + _FEW:
+                here = self.requests.keys() & self._late_gaps.keys()
+                self._late_gaps = {req_id: self._late_gaps[req_id] for req_id in here}
         if step.decodes and step.prompt_tokens:
             pace.ended(step.mode, gap_ms)
 

@@ -35,6 +35,9 @@ class RankedQueue(FCFSRequestQueue):
 
     def advance(self, now_s: float) -> None:
         """Time has passed: requests that are too late by now go behind those that are not."""
+        now_s = max(now_s, self._line.now_s)  # clocks are set back at times
+        if len(self._late_after) > 2 * len(self) + _FEW:
+            self._forget_the_started()
         late = []
         while self._late_after and self._late_after[0][0] < now_s:
             late.append(heappop(self._late_after)[2])
@@ -75,8 +78,6 @@ class RankedQueue(FCFSRequestQueue):
         if in_time and req_id not in self._expected:
             self._expected.add(req_id)
             heappush(self._late_after, (after_s, req_id, request))
-        if len(self._late_after) > 2 * len(self) + _FEW:
-            self._forget_the_started()
 
     def _forget_the_started(self) -> None:
         waiting = {request.request_id for request in self}

@@ -77,7 +77,7 @@ class _Planned(ObservedScheduler):
         return all(
             affords(
                 request.num_output_tokens + request.num_output_placeholders,
-                self._late_gaps.get(request, 0),
+                self._late_gaps.get(request.request_id, 0),
             )
             for request in reversed(self.running)
             if not request.is_prefill_chunk

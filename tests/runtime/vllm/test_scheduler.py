@@ -1,6 +1,5 @@
 """The planned scheduler on real vLLM: same tokens, the plan's chunks, the plan's order."""
 
-import gc
 import random
 import time
 from dataclasses import replace
@@ -247,6 +246,8 @@ def test_a_prompt_becomes_late_while_it_waits(open_engine: Any, make_plan: Any) 
         assert [request.request_id[0] for request in queue] == ["a", "b", "c"]
         queue.advance(now + 0.2)
         assert [request.request_id[0] for request in queue] == ["b", "a", "c"]
+        queue.advance(now)  # clocks are set back at times
+        assert [request.request_id[0] for request in queue] == ["b", "a", "c"]
         driver.finish()
     assert {len(tokens) for tokens in driver.tokens.values()} == {4}
 
@@ -282,6 +283,6 @@ def test_batches_shrink_where_gaps_are_late_and_the_tokens_stay(
         scheduler = driver.scheduler
         assert scheduler.nexus_policy.pace.scale < 0.95
         assert max(step.total_num_scheduled_tokens for step in driver.steps[-20:]) < 512
-        scheduler.waiting.advance(time.time() + 10.0)
-        gc.collect()
-        assert not scheduler._late_gaps  # those that left are forgotten
+        scheduler._late_gaps.update({f"gone-{n}": 1 for n in range(100)})
+        assert generate(llm, wanted[:2], max_tokens=30) == expected[:2]
+        assert len(scheduler._late_gaps) < 70  # those that left are forgotten
