@@ -58,8 +58,7 @@ def _gain(tables: Sequence[Table], model: str, workload: str, bounds: Objective)
     if not ratios:
         return Aim(what, "not run", None)
     _, ratio, system = max(ratios, key=lambda one: one[0])
-    is_open = ratio.at_least < GAIN <= (ratio.at_most or GAIN)
-    return Aim(what, f"{ratio} ({system})", None if is_open else ratio.at_least >= GAIN)
+    return Aim(what, f"{ratio} ({system})", ratio.reaches(GAIN))
 
 
 def _never_below(tables: Sequence[Table], model: str) -> Aim:
@@ -73,10 +72,9 @@ def _never_below(tables: Sequence[Table], model: str) -> Aim:
                 found.append((best, f"{best} ({table.workload} at {bounds.name})"))
     if not found:
         return Aim(what, "not run", None)
-    below = [one for one in found if (one[0].at_most or NEVER_BELOW) < NEVER_BELOW]
+    below = [one for one in found if one[0].reaches(NEVER_BELOW) is False]
     worst, where = min(below or found, key=lambda one: (one[0].at_least, one[0].worst))
-    is_open = not below and worst.at_least < NEVER_BELOW
-    return Aim(what, where, None if is_open else not below)
+    return Aim(what, where, worst.reaches(NEVER_BELOW))
 
 
 def _tail(tables: Sequence[Table], model: str) -> Aim:

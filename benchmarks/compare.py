@@ -32,6 +32,12 @@ class Ratio:
         """The end that is worse for who is compared, of those that are known."""
         return self.at_least or self.at_most or 0.0
 
+    def reaches(self, times: float) -> bool | None:
+        """Whether it is at least ``times``; None where its ends do not tell."""
+        if self.at_least >= times:
+            return True
+        return False if self.at_most is not None and self.at_most < times else None
+
     def __str__(self) -> str:
         """Such as ``1.13×``, ``≥ 1.38×``, ``≤ 0.24×`` and ``0.98× to 1.06×``."""
         least, most = f"{self.at_least:.2f}×", f"{self.at_most or 0.0:.2f}×"

@@ -85,8 +85,9 @@ def _preface(tables: Sequence[Table]) -> str:
     first = cells[0].setting
     versions = ", ".join(f"{k} {v}" for k, v in sorted(first.software.items()))
     return (
-        f"<p>{len(cells)} runs from {escape(min(c.created for c in cells))} on; {escape(versions)}. Every system gets the "
-        "same requests at the same times. TTFT counts from sending, TBT is every gap; "
+        f"<p>{len(cells)} runs from {escape(min(c.created for c in cells))} on; "
+        f"{escape(versions)}. Every system gets the same requests at the same times. "
+        "TTFT counts from sending, TBT is every gap; "
         f"goodput is the rate up to which at least {GOOD_SHARE:.0%} of all requests meet both "
         "bounds, interpolated between two measured ones. Bars span the repeats.</p>"
     )

@@ -108,8 +108,6 @@ class ImaginedEngine:
                 self._partial.remove(sequence)
                 completes.append(sequence)
                 self._in_flight += 1
-            else:
-                sequence.rank = self._rank(sequence)
         self._backlog -= chunk
         return chunk, (work / chunk - chunk / 2 if chunk else 0.0), completes
 

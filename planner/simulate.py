@@ -13,7 +13,7 @@ from nexus.planner.pair import ImaginedPair
 from nexus.planner.sequence import Event, Patience, Sequence
 from nexus.planner.server import Chooser, ImaginedServer
 from nexus.planner.steptimes import StepTimes
-from nexus.planner.table import Bounds, Mode, Plan, Shares, Table
+from nexus.planner.table import Bounds, Mode, Plan, Shares
 from nexus.planner.workload import Requests
 from nexus.profiles.schema import Engine
 from nexus.runtime.pace import Pace
@@ -54,9 +54,8 @@ class System:
             fixed = self.mode
             return lambda *_: fixed, None
         assert self.plan is not None
-        pace = Pace.of(self.plan, longest)
-        policy = Policy(Table(self.plan), pace)
-        return lambda *asked: policy.decide(*asked)[0], pace
+        policy = Policy.of(self.plan, longest)
+        return lambda *asked: policy.decide(*asked)[0], policy.pace
 
 
 def stock_system(chunk: int) -> System:

@@ -49,6 +49,11 @@ class Policy:
         self.hysteresis = hysteresis
         self._mode: Mode | None = None
 
+    @classmethod
+    def of(cls, plan: Plan, longest: int) -> "Policy":
+        """For a plan, on a server whose batches have up to ``longest`` tokens."""
+        return cls(Table(plan), Pace.of(plan, longest))
+
     def decide(self, state: State, all_afford: Callable[[], bool]) -> tuple[Mode, Row]:
         """The mode for a step in ``state``, with the row that predicts it.
 

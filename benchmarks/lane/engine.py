@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexus.planner.table import Plan, Table
-from nexus.runtime.pace import Pace
+from nexus.planner.table import Plan
 from nexus.runtime.policy import Policy
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.server import with_plan
@@ -79,8 +78,8 @@ def spread_weights(worker: Any) -> None:
 
 def follow(engine: Any, plan: Plan) -> None:
     """Let ``plan`` choose from now on, among the partitions that the engine was started with."""
-    pace = Pace.of(plan, plan.engine.max_num_batched_tokens)
-    engine.engine_core.engine_core.scheduler.nexus_policy = Policy(Table(plan), pace)
+    policy = Policy.of(plan, plan.engine.max_num_batched_tokens)
+    engine.engine_core.engine_core.scheduler.nexus_policy = policy
 
 
 def steps(engine: Any, asks: Sequence[Ask], clock: Callable[[], float]) -> Iterator[list[Any]]:

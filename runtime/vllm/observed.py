@@ -10,8 +10,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import KVConnectorOutput
 
-from nexus.planner.table import Mode, Row, Table, read_plan
-from nexus.runtime.pace import Pace
+from nexus.planner.table import Mode, Row, read_plan
 from nexus.runtime.policy import Policy, State
 from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
@@ -43,8 +42,7 @@ class ObservedScheduler(Scheduler):
         self.nexus_plan = read_plan(context.table)
         self.nexus_decision: Decision | None = None
         self._lane = self.connector if isinstance(self.connector, LaneConnector) else None
-        pace = Pace.of(self.nexus_plan, self.max_num_scheduled_tokens)
-        self.nexus_policy = Policy(Table(self.nexus_plan), pace)
+        self.nexus_policy = Policy.of(self.nexus_plan, self.max_num_scheduled_tokens)
         self._late_gaps: dict[str, int] = {}
         self._all_sms = (self.nexus_plan.machine.sms,) * 2
         self._watch = StepWatch()
@@ -100,8 +98,7 @@ class ObservedScheduler(Scheduler):
         if pace.is_late(gap_ms):
             for req_id, tokens in output.num_scheduled_tokens.items():
                 request = self.requests.get(req_id)
-                decodes = tokens == 1 and request is not None and request.num_output_tokens
-                if decodes:
+                if tokens == 1 and request is not None and request.num_output_tokens:
                     self._late_gaps[req_id] = self._late_gaps.get(req_id, 0) + 1
             if len(self._late_gaps) > 2 * len(self.requests) + _FEW:
                 here = self.requests.keys() & self._late_gaps.keys()

@@ -1,4 +1,4 @@
-"""The model's accuracy on the shipped profiles' held-out samples."""
+"""The shipped profiles: how well the model predicts what they hold out, and plans from them."""
 
 from dataclasses import replace
 from pathlib import Path
