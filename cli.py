@@ -12,7 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nexus import __version__
 from nexus.benchmarks.cli import bench
 from nexus.errors import NexusError, UserError
-from nexus.planner.cli import PartitionerOption, PrefillOrderOption, plan, report, simulate
+from nexus.planner.cli import (
+    AgingOption,
+    PartitionerOption,
+    PrefillOrderOption,
+    plan,
+    report,
+    simulate,
+)
 from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S
 from nexus.terminal import (
     PASS_ON,
@@ -128,9 +135,7 @@ def serve(
         PrefillOrderOption,
         typer.Option(help="Waiting prompts: the shortest that can be on time, or as they come."),
     ] = PrefillOrderOption.spf,
-    prefill_aging_tokens_per_s: Annotated[
-        float, typer.Option(help="What a second of waiting is worth in spf order.", min=0.0)
-    ] = DEFAULT_AGING_TOKENS_PER_S,
+    prefill_aging_tokens_per_s: AgingOption = DEFAULT_AGING_TOKENS_PER_S,
     force: Annotated[
         bool, typer.Option("--force", help="Serve another model or machine than the plan's.")
     ] = False,

@@ -139,6 +139,7 @@ def _runs(table: Table) -> str:
         "req/s out",
         "SM MHz",
         "W",
+        "host µs",
         *(objective.name for objective in OBJECTIVES),
     ]
     groups: dict[tuple[str, str, float], list[Cell]] = {}
@@ -157,7 +158,7 @@ def _runs(table: Table) -> str:
 def _figures(cells: Sequence[Cell]) -> list[str]:
     done = [cell.metrics for cell in cells if cell.metrics is not None]
     if not done:
-        return [cells[0].error or "", *[""] * (10 + len(OBJECTIVES))]
+        return [cells[0].error or "", *[""] * (11 + len(OBJECTIVES))]
 
     def over(name: str, part: str) -> str:
         spreads: list[Spread | None] = [getattr(metrics, name) for metrics in done]
@@ -174,6 +175,7 @@ def _figures(cells: Sequence[Cell]) -> list[str]:
         *(over("tbt", part) for part in ("p50", "p95", "p99")),
         mean_and_range([metrics.requests_per_s for metrics in done]),
         *(mean_and_range([getattr(each, name) for each in gpus]) for name in ("sm_mhz", "power_w")),
+        mean_and_range([each.host_us for each in gpus if each.host_us is not None]),
         *shares,
     ]
 

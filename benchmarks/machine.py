@@ -4,6 +4,7 @@ This process never opens the GPU, whose memory belongs to the server.
 """
 
 import threading
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,7 @@ from nexus.profiles.schema import Machine, Profile
 from nexus.runtime.machine import config_hash, seen_apart, software, this_machine
 
 _EVERY_S = 0.5
+_HOST_WORK = 10_000  # numbers to add, in some 100 µs
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,13 @@ def _look(model: str) -> Here:
 
 
 class Clock:
-    """A context manager that reads the GPU's condition twice a second."""
+    """A context manager that reads the machine's condition twice a second."""
 
     def __init__(self, where: Here) -> None:
         """Reads nothing where there is no GPU."""
         self._gpu = GpuCondition(where.gpu_uuid) if where.gpu_uuid else None
         self._seen: list[tuple[float, float, float]] = []
+        self._host_us: list[float] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -94,11 +97,20 @@ class Clock:
             sm_mhz=round(float(mhz.mean()), 1),
             power_w=round(float(watts.mean()), 1),
             temperature_c=float(celsius.max()),
+            host_us=round(float(np.median(self._host_us)), 1),
         )
 
     def _watch(self) -> None:
         assert self._gpu is not None
         while not self._done.wait(_EVERY_S):
             now = self._gpu.read()
+            self._host_us.append(_host_us())
             if None not in (now.sm_mhz, now.power_w, now.temperature_c):
                 self._seen.append((now.sm_mhz or 0, now.power_w or 0, now.temperature_c or 0))
+
+
+def _host_us() -> float:
+    """What a fixed piece of Python takes now, in microseconds."""
+    began = time.perf_counter()
+    sum(range(_HOST_WORK))
+    return 1e6 * (time.perf_counter() - began)

@@ -89,11 +89,16 @@ class Setting:
 
 @dataclass(frozen=True, config=STRICT)
 class Condition:
-    """The GPU during a run: mean SM clock and power, highest temperature."""
+    """The machine during a run: mean SM clock and power, highest temperature, the host's speed.
+
+    ``host_us`` is the median time of a fixed piece of Python, in microseconds: a server whose
+    steps wait for a slow host shows in it, with a high clock and a low power.
+    """
 
     sm_mhz: float
     power_w: float
     temperature_c: float
+    host_us: float | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -12,7 +12,7 @@ from nexus.planner.workload import Lengths, Requests, lengths_of, read_trace
 from nexus.profiles.documents import write_atomically
 from nexus.profiles.schema import Profile, read_profile
 from nexus.profiles.shipped import green_twin, shipped_profiles
-from nexus.runtime.policy import PrefillOrder
+from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, PrefillOrder
 from nexus.terminal import assume, command_line, err, now, profile_here
 
 MOST = 1e9  # of anything that a user states in tokens, milliseconds or requests a second
@@ -58,6 +58,11 @@ class PrefillOrderOption(StrEnum):
 
     spf = "spf"
     fcfs = "fcfs"
+
+
+AgingOption = Annotated[
+    float, typer.Option(help="What a second of waiting is worth in spf order.", min=0.0)
+]
 
 
 def plan(
@@ -187,6 +192,7 @@ def simulate(
     prefill_order: Annotated[
         PrefillOrderOption, typer.Option(help="As in `nexus serve`.")
     ] = PrefillOrderOption.spf,
+    prefill_aging_tokens_per_s: AgingOption = DEFAULT_AGING_TOKENS_PER_S,
     stock: Annotated[
         list[int] | None, typer.Option(help="Also stock vLLM with this chunk; repeatable.", min=1)
     ] = None,
@@ -208,13 +214,14 @@ def simulate(
     if chrome_trace is not None and chrome_trace.resolve() == plan.resolve():
         raise UserError(f"--chrome-trace would overwrite the plan {plan}")
     table = read_plan(plan)
+    system = plan_system(table, order, prefill_aging_tokens_per_s)
     with err.status("simulating"):
         runs = replay(
             read_profile(profile or _profile_of(table)),
             table,
             _workload(trace, None, None) or lengths_of(table.workload),
             rate,
-            systems=(plan_system(table, order), *map(stock_system, stock or ())),
+            systems=(system, *map(stock_system, stock or ())),
             num_requests=num_requests,
             curve=curve,
             record=chrome_trace is not None,

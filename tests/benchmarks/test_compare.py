@@ -33,7 +33,7 @@ def run(
     each = PerRequest(ones, ones, met, (1.0,) * 100, (1.0,) * 100)
     spread = Spread(ttft, ttft, ttft, ttft)
     metrics = Metrics(
-        *(100, 0, 50.0, rate, 1.0, 1.0, 1.0, 0.0),
+        *(100, 0, 50.0, key.get("done_per_s", rate), 1.0, 1.0, 1.0, 0.0),
         ttft=spread, tbt=spread, tpot=spread, ttft_longest=spread,
     )  # fmt: skip
     which = Key(system, key.get("workload", "azure_conv"), key.get("repeat", 0), rate, planned)
@@ -129,6 +129,10 @@ def test_runs_of_a_minute_are_not_compared_with_shorter_ones() -> None:
     ]
     tables = tables_of([*CELLS, *longer])
     assert [table.arrivals for table in tables] == ["60 s", "45 s"]
+    # Short runs tell of a gain only where no long ones do.
+    stock = [replace(c, setting=replace(c.setting, duration_s=60.0)) for c in CELLS[2:4]]
+    assert "2.04×" in aims(tables)[0].found
+    assert "2.06× to 4.12×" in aims(tables_of([*CELLS, *longer, *stock]))[0].found
     assert tables[0].systems == ["nexus-spf-plan"]
     assert "azure_conv, 60 s of arrivals" in document([*CELLS, *longer], [], "")
     assert "azure_conv, 45 s of arrivals" in render(tables)
@@ -183,6 +187,10 @@ def test_the_worst_run_of_one_plan_decides() -> None:
     met = [aim for aim in found if "at most 4 requests/s" in aim.what or "TBT p99" in aim.what]
     assert [aim.met for aim in met] == [True] * 3
     assert all(aim.found.partition("; elsewhere ")[0].count("1000/25") == 2 for aim in met)
+    # And as its TBT is a part of the default's, so is its TTFT here.
+    (price,) = (aim for aim in found if "of the same plan" in aim.what)
+    assert price.met is True
+    assert price.found.startswith("0.10× (nexus-spf-plan@1000/25, azure_conv at 16/s)")
 
 
 def test_the_tail_is_judged_at_its_own_load() -> None:
@@ -203,19 +211,21 @@ def test_machines_are_kept_apart() -> None:
 
 def test_overload_is_where_the_default_does_not_keep_up() -> None:
     cells = [
-        run("vllm-default", 6.0, 0.1, 9000.0, workload="mixed"),
+        run("vllm-default", 6.0, 0.1, 9000.0, workload="mixed", done_per_s=4.0),
         run("nexus-spf-plan", 6.0, 0.9, 1000.0, "500/15", workload="mixed"),
     ]
     met = [aim for aim in aims(tables_of(cells)) if "overloaded" in aim.what]
     assert [aim.met for aim in met] == [True, True]
     assert "9.00×" in met[0].found
     cells += [
-        run("vllm-default", 7.0, 0.1, 4000.0, workload="mixed"),
+        run("vllm-default", 7.0, 0.1, 4000.0, workload="mixed", done_per_s=5.8),
         run("nexus-spf-plan", 7.0, 0.9, 9000.0, "500/15", workload="mixed"),
     ]
     worse = [aim for aim in aims(tables_of(cells)) if "overloaded" in aim.what]
     assert [aim.met for aim in worse] == [False, False]
     assert "most 2.25×" in worse[1].found
+    cells = [replace(cell, key=replace(cell.key, rate=5.0)) for cell in cells[2:]]
+    assert all(aim.met is None for aim in aims(tables_of(cells)) if "overloaded" in aim.what)
 
 
 def test_page_and_document_stand_with_what_there_is() -> None:

@@ -1,6 +1,7 @@
 """Serving with real partitions: the answers of stock vLLM, on the SMs promised, nothing left.
 
-Two layers of a real shape, so that kernels are those of serving and an engine starts soon.
+Eight layers of a real shape: kernels are those of serving, a step takes longer than the host
+needs to start a pass beside it, and an engine starts soon.
 """
 
 from collections.abc import Iterator
@@ -50,9 +51,9 @@ PLAN = ROOT / "benchmarks/results/h200/azure_conv-500-15.plan.yaml"
 VOCABULARY = 128_256
 OPTIONS = (
     *("--load-format", "dummy", "--skip-tokenizer-init", "--no-enable-prefix-caching"),
-    *("--hf-overrides", '{"num_hidden_layers": 2}', "--max-model-len", "4096"),
+    *("--hf-overrides", '{"num_hidden_layers": 8}', "--max-model-len", "4096"),
     *("--max-num-seqs", "32", "--max-num-batched-tokens", "2048"),
-    *("--kv-cache-memory-bytes", "1G", "--gpu-memory-utilization", "0.5"),
+    *("--kv-cache-memory-bytes", "4G", "--gpu-memory-utilization", "0.5"),
     *("--compilation-config", '{"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 128]}'),
 )
 TIMES_STOCK = 3.0
