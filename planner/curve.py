@@ -92,12 +92,15 @@ def fit_curve(
     weights: Floats,
     ranges: Ranges,
     tile: int = 1,
-    alike: StepCurve | None = None,
+    *,
+    prompts_as: StepCurve | None = None,
+    kv_as: StepCurve | None = None,
 ) -> StepCurve:
     """Fit one curve; ``samples``, ``ms`` and ``weights`` correspond.
 
-    The attention of a prompt's tokens is that of ``alike``, if it is given: where all chunks
-    are the beginnings of prompts, nothing tells it from the tokens' other work.
+    What the samples cannot tell is as in another curve, if it is given: the attention of a
+    prompt's tokens as in ``prompts_as``, where all chunks are the beginnings of prompts;
+    reading the KV cache as in ``kv_as``, where all contexts are about as long.
     """
     shape = Shape.of_samples(samples)
     total = _computed(shape, tile)
@@ -107,17 +110,21 @@ def fit_curve(
     has_prefill = (shape.chunk > 0).astype(np.float64)
     attended = shape.chunk * (shape.prefill_context + shape.chunk / 2)
     read = shape.prefill_context * has_prefill
-    if alike is not None:
-        ms = ms - alike.attention * attended - alike.prefill_context * read
+    kv, longest = shape.kv_tokens, shape.decode_context
+    if prompts_as is not None:
+        ms = ms - prompts_as.attention * attended - prompts_as.prefill_context * read
         attended, read = np.zeros_like(attended), np.zeros_like(read)
+    if kv_as is not None:
+        ms = ms - kv_as.kv_tokens * kv - kv_as.decode_context * longest
+        kv, longest = np.zeros_like(kv), np.zeros_like(longest)
     fixed = np.column_stack(
         [
             np.ones_like(total),
             has_prefill,
             attended,
             read,
-            shape.kv_tokens,
-            shape.decode_context,
+            kv,
+            longest,
         ]
     )
     token_columns = ramp_columns(total, token_knots)
@@ -127,8 +134,10 @@ def fit_curve(
     found = fit(columns, ms, weights, regular)
     split = fixed.shape[1] + token_columns.shape[1]
     base, prefill, attention, prefill_context, kv_tokens, decode_context = found[:6]
-    if alike is not None:
-        attention, prefill_context = alike.attention, alike.prefill_context
+    if prompts_as is not None:
+        attention, prefill_context = prompts_as.attention, prompts_as.prefill_context
+    if kv_as is not None:
+        kv_tokens, decode_context = kv_as.kv_tokens, kv_as.decode_context
     return StepCurve(
         base_ms=float(base),
         prefill_ms=float(prefill),

@@ -118,8 +118,11 @@ def fit_model(profile: Profile) -> LatencyModel:
                 "and a plan needs at least 2: measure more of it"
             )
     tile = 1 if profile.machine.device == "cpu" else GPU_TILE
-    whole_prefill, whole_decode = (_solo_curve(phase[sms], tile) for phase in (prefill, decode))
+    whole_prefill = _solo_curve(prefill[sms], tile)
     fused_curve = _fused_curve(fused, [*prefill[sms], *decode[sms]], whole_prefill)
+    # Reading the KV cache takes as long beside a prompt: whichever saw the longer contexts tells.
+    longer = _longest_context(fused) > _longest_context(decode[sms])
+    whole_decode = _solo_curve(decode[sms], tile, fused_curve if longer else None)
     solo = LatencyModel(
         sms=sms,
         prefill={n: _part_curve(group, whole_prefill, prefill[sms]) for n, group in prefill.items()}
@@ -165,9 +168,14 @@ def _by_sms(samples: Sequence[Sample], mode: str) -> dict[int, list[Sample]]:
     return groups
 
 
-def _solo_curve(samples: list[Sample], tile: int) -> StepCurve:
+def _longest_context(samples: Sequence[Sample]) -> int:
+    return max(sample.decode_context for sample in samples)
+
+
+def _solo_curve(samples: list[Sample], tile: int, kv_as: StepCurve | None = None) -> StepCurve:
     ms = np.array([sample_ms(sample) for sample in samples])
-    return fit_curve(samples, ms, np.ones_like(ms), Ranges.of(Shape.of_samples(samples)), tile)
+    ranges = Ranges.of(Shape.of_samples(samples))
+    return fit_curve(samples, ms, np.ones_like(ms), ranges, tile, kv_as=kv_as)
 
 
 def _part_curve(samples: list[Sample], whole: StepCurve, others: list[Sample]) -> StepCurve:
@@ -206,7 +214,7 @@ def _fused_curve(fused: list[Sample], solo: list[Sample], prefill: StepCurve) ->
     weights = np.where(np.arange(len(ms)) < len(fused), 1.0, _SOLO_WEIGHT)
     # The terms of both phases add up, so a fused step is known wherever either phase is.
     ranges = Ranges.of(Shape.of_samples(samples))
-    return fit_curve(samples, ms, weights, ranges, prefill.tile, prefill)
+    return fit_curve(samples, ms, weights, ranges, prefill.tile, prompts_as=prefill)
 
 
 @dataclass(frozen=True)
