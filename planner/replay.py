@@ -105,7 +105,7 @@ def _arrivals(
         usual = USUAL_LOAD * (plan.prediction.capacity_per_s or plan.prediction.limit_per_s or 1.0)
         arriving = poisson(requests.cut_to(most), count)
         return arriving.at_rate(rate_per_s or usual)
-    arriving = requests.first(count)
+    arriving = requests.window(0, count)
     arriving = replace(arriving, lengths=arriving.lengths.cut_to(most))
     if rate_per_s is None:
         return replace(arriving, arrivals_s=arriving.arrivals_s - arriving.arrivals_s[0])
@@ -121,7 +121,7 @@ def _curve(arena: Arena, system: System, plan: Plan) -> tuple[tuple[float, float
     """Attainment over all requests at rates around the plan's capacity."""
     said = plan.prediction
     around = said.capacity_per_s or said.limit_per_s or _rate_of(arena.requests)
-    few = replace(arena, requests=arena.requests.first(_CURVE_REQUESTS))
+    few = replace(arena, requests=arena.requests.window(0, _CURVE_REQUESTS))
     rates = np.array(_CURVE_LOADS) * around
     return tuple(
         (float(rate), few.play(system, float(rate)).attainment(arena.bounds)) for rate in rates

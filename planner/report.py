@@ -100,7 +100,7 @@ def _parts(
         ),
         (
             "Requests within both bounds, by rate",
-            "Simulated, random arrivals.",
+            "Simulated: a trace's own arrivals, if one was given, else random ones.",
             attainment_figure(contest, plan),
         ),
     ]

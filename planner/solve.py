@@ -25,6 +25,7 @@ from nexus.profiles.schema import Profile, Provenance
 ASSUMED = Workload(source="assumed", input_tokens=512.0, output_tokens=128.0)
 
 _RETRIAL = 2  # times as many requests
+_TRACED = 1000  # requests with a trace's arrivals
 _BETTER = 1.01  # a single mode must sustain this much more than the table to replace it
 _MOST_REQUESTS, _FEWEST_REQUESTS, _MOST_TOKENS = 500, 200, 100_000
 
@@ -42,7 +43,8 @@ def make_plan(
 ) -> Plan:
     """The best plan for ``workload`` under ``bounds`` on the profiled machine.
 
-    ``workload`` gives prompt and output lengths; plans are judged with random arrivals.
+    ``workload`` gives prompt and output lengths; plans are judged with a trace's own arrivals,
+    brought to each rate, and else with random ones.
     ``policy``: ``nexus`` optimises, and becomes one fixed mode where that is better;
     ``nexus-paper`` is the paper's greedy rule; ``fixed`` is the best single mode.
     ``rate`` (requests per second) is where TTFT and TBT are predicted; ``max_partitions`` is
@@ -64,7 +66,7 @@ def make_plan(
         return replace(plan, prediction=predict(contest, best, stock, stock, rate))
     fixed = contest.best_fixed(stock)
     best, plan = contest.best_table(max_partitions, fixed)
-    if policy == "fixed" or _beats(contest, fixed, best):
+    if policy == "fixed" or _beats(contest, fixed, best, workload):
         best, plan = _fixed(contest, fixed)
     return replace(plan, prediction=predict(contest, best, stock, fixed, rate))
 
@@ -87,8 +89,7 @@ def make_contest(
     require_feasible(problem, fused)
     shared = shared_modes(profile, model, problem.capacity(fused).typical_level)
     draft = Draft(problem, profile, axes_of(profile, fused), provenance)
-    count = int(np.clip(_MOST_TOKENS / lengths.output_mean, _FEWEST_REQUESTS, _MOST_REQUESTS))
-    arena = Arena(StepTimes(model), profile.engine, bounds, poisson(lengths, count))
+    arena = Arena(StepTimes(model), profile.engine, bounds, _requests(workload, lengths))
     return Contest(draft, arena, fused, shared)
 
 
@@ -104,15 +105,34 @@ def _longest(profile: Profile, lengths: Lengths) -> int:
     return min(profile.model.max_model_len, kv_tokens)
 
 
-def _beats(contest: Contest, fixed: Played, table: Played) -> bool:
+def _requests(
+    workload: Workload | Lengths | Requests, lengths: Lengths, *, again: bool = False
+) -> Requests:
+    """What plans are judged with; ``again``: other requests of ``workload``, and more of them.
+
+    A trace of enough requests has its own arrivals: they come in longer bursts than random ones,
+    which decide what is sustained. ``lengths`` are the workload's, cut to what can be served.
+    """
+    if isinstance(workload, Requests):
+        traced = Requests(workload.arrivals_s, lengths)
+        part = traced.window(_TRACED, _RETRIAL * _TRACED) if again else traced.window(0, _TRACED)
+        times = part.arrivals_s
+        if len(times) >= _FEWEST_REQUESTS and times[-1] > times[0]:
+            return part
+    count = int(np.clip(_MOST_TOKENS / lengths.output_mean, _FEWEST_REQUESTS, _MOST_REQUESTS))
+    return poisson(lengths, _RETRIAL * count, seed=1) if again else poisson(lengths, count)
+
+
+def _beats(
+    contest: Contest, fixed: Played, table: Played, workload: Workload | Lengths | Requests
+) -> bool:
     """Whether one mode is better than the table, on other requests too.
 
     The best of many modes on the same few requests is partly the luckiest.
     """
     if not contest.better(fixed, table, _BETTER):
         return False
-    count = _RETRIAL * len(contest.arena.requests.arrivals_s)
-    retrial = contest.with_requests(poisson(contest.problem.lengths, count, seed=1))
+    retrial = contest.with_requests(_requests(workload, contest.problem.lengths, again=True))
     return retrial.better(retrial.play(fixed.system), retrial.play(table.system), _BETTER)
 
 

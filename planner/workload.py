@@ -128,11 +128,11 @@ class Requests:
         scale = (len(self.arrivals_s) - 1) / span / per_s if span > 0 else 1.0
         return replace(self, arrivals_s=(self.arrivals_s - self.arrivals_s[0]) * scale)
 
-    def first(self, count: int) -> "Requests":
-        """Only the first ``count``."""
-        lengths = self.lengths
-        cut = Lengths(lengths.source, lengths.inputs[:count], lengths.outputs[:count])
-        return Requests(self.arrivals_s[:count], cut)
+    def window(self, start: int, count: int) -> "Requests":
+        """Only ``count`` of them, or as many as there are, from the one at ``start`` on."""
+        part, lengths = slice(start, start + count), self.lengths
+        cut = Lengths(lengths.source, lengths.inputs[part], lengths.outputs[part])
+        return Requests(self.arrivals_s[part], cut)
 
 
 def poisson(lengths: Lengths, count: int, seed: int = 0) -> Requests:
