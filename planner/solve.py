@@ -25,7 +25,7 @@ from nexus.profiles.schema import Profile, Provenance
 ASSUMED = Workload(source="assumed", input_tokens=512.0, output_tokens=128.0)
 
 _RETRIAL = 2  # times as many requests
-_TRACED = 1000  # requests with a trace's arrivals
+_TRACED = 2  # times as many with a trace's arrivals
 _BETTER = 1.01  # a single mode must sustain this much more than the table to replace it
 _MOST_REQUESTS, _FEWEST_REQUESTS, _MOST_TOKENS = 500, 200, 100_000
 
@@ -113,13 +113,14 @@ def _requests(
     A trace of enough requests has its own arrivals: they come in longer bursts than random ones,
     which decide what is sustained. ``lengths`` are the workload's, cut to what can be served.
     """
+    count = int(np.clip(_MOST_TOKENS / lengths.output_mean, _FEWEST_REQUESTS, _MOST_REQUESTS))
     if isinstance(workload, Requests):
-        traced = Requests(workload.arrivals_s, lengths)
-        part = traced.window(_TRACED, _RETRIAL * _TRACED) if again else traced.window(0, _TRACED)
+        own = _TRACED * count
+        start, size = (own, _RETRIAL * own) if again else (0, own)
+        part = Requests(workload.arrivals_s, lengths).window(start, size)
         times = part.arrivals_s
         if len(times) >= _FEWEST_REQUESTS and times[-1] > times[0]:
             return part
-    count = int(np.clip(_MOST_TOKENS / lengths.output_mean, _FEWEST_REQUESTS, _MOST_REQUESTS))
     return poisson(lengths, _RETRIAL * count, seed=1) if again else poisson(lengths, count)
 
 
