@@ -81,7 +81,6 @@ def _never_below(tables: Sequence[Table], model: str) -> Aim:
 
 
 def _tail(tables: Sequence[Table], model: str) -> list[Aim]:
-    """Both aims are of one plan."""
     what = (
         f"{model}: TBT p99 at least {TAIL_GAIN:g}× lower than default vLLM's at equal load, "
         f"{_TAIL_PER_S:g} requests/s"
@@ -89,15 +88,8 @@ def _tail(tables: Sequence[Table], model: str) -> list[Aim]:
     price = f"{model}: mean TTFT at most {TAIL_TTFT_AT_MOST}× default's there, of the same plan"
     every = _plan_duels(tables, Figure("tbt", "p99"))
     first = _plan_duels(tables, Figure("ttft", "mean"))
-    judged = _of_one_plan([duel for duel in every if duel.rate == _TAIL_PER_S])
-    if not judged:
-        return [Aim(what, _told(judged, every, _gains), None), Aim(price, "not run", None)]
-    there = [duel for duel in first if duel.rate == _TAIL_PER_S]
-    same = _of_one_plan([duel for duel in there if duel.plan == judged[0].plan])
-    return [
-        Aim(what, _told(judged, every, _gains), 1 / judged[-1].ratio >= TAIL_GAIN),
-        Aim(price, _told(same, there, _ratios), same[-1].ratio <= TAIL_TTFT_AT_MOST),
-    ]
+    gains, prices = ([d for d in runs if d.rate == _TAIL_PER_S] for runs in (every, first))
+    return _of_the_same_plan(what, gains, TAIL_GAIN, price, prices, TAIL_TTFT_AT_MOST, every)
 
 
 def _overload(tables: Sequence[Table], model: str) -> list[Aim]:
@@ -108,13 +100,29 @@ def _overload(tables: Sequence[Table], model: str) -> list[Aim]:
     busy = {cell.key.rate for table in mixed for cell in table.cells if _is_overloaded(cell)}
     mean = [d for d in _plan_duels(mixed, Figure("ttft", "mean")) if d.rate in busy]
     tail = [d for d in _plan_duels(mixed, Figure("ttft_longest", "p99")) if d.rate in busy]
-    judged = _of_one_plan(mean)
-    same = _of_one_plan([d for d in tail if d.plan == judged[0].plan]) if judged else []
-    if not judged or not same:
-        return [Aim(what, "not run", None), Aim(longest, "not run", None)]
+    return _of_the_same_plan(what, mean, OVERLOAD_GAIN, longest, tail, LONGEST_AT_MOST, mean)
+
+
+def _of_the_same_plan(
+    gain: str,
+    gains: Sequence[Duel],
+    at_least: float,
+    price: str,
+    prices: Sequence[Duel],
+    at_most: float,
+    every: Sequence[Duel],
+) -> list[Aim]:
+    """Some figure is ``at_least`` so many times lower, and what that costs is ``at_most``.
+
+    ``gains`` and ``prices`` are the runs that decide; ``every`` has those that are told besides.
+    """
+    judged = _of_one_plan(gains)
+    same = _of_one_plan([duel for duel in prices if judged and duel.plan == judged[0].plan])
+    if not same:
+        return [Aim(gain, _told([], every, _gains), None), Aim(price, "not run", None)]
     return [
-        Aim(what, _told(judged, mean, _gains), 1 / judged[-1].ratio >= OVERLOAD_GAIN),
-        Aim(longest, _told(same, tail, _ratios), same[-1].ratio <= LONGEST_AT_MOST),
+        Aim(gain, _told(judged, every, _gains), 1 / judged[-1].ratio >= at_least),
+        Aim(price, _told(same, prices, _ratios), same[-1].ratio <= at_most),
     ]
 
 

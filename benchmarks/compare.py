@@ -68,6 +68,11 @@ class Table:
         return f"{most:g} s" if least == most else f"{least:g} to {most:g} s"
 
     @property
+    def title(self) -> str:
+        """Such as ``llama-3.1-8b, azure_conv, 60 s of arrivals``."""
+        return f"{self.model}, {self.workload}, {self.arrivals} of arrivals"
+
+    @property
     def systems(self) -> list[str]:
         """Those measured, in the order of all there are."""
         there = {cell.key.system for cell in self.cells}

@@ -31,7 +31,7 @@ def document(cells: Sequence[Cell], pairs: Sequence[Pair], shown: str) -> str:
     tables = tables_of(cells)
     parts = [_preface(tables, shown)]
     for table in tables:
-        parts += [_heading(table), _goodput(table), _command(table), _runs(table)]
+        parts += [f"## {table.title}", _goodput(table), _command(table), _runs(table)]
     parts += [_aims(tables), _headline(tables), _overall(tables), _prediction(pairs)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -60,10 +60,6 @@ def _preface(tables: Sequence[Table], shown: str) -> str:
         f"ratios then take its worse end.\n\n"
         f"The tables below are what `{shown}` prints."
     )
-
-
-def _heading(table: Table) -> str:
-    return f"## {table.model}, {table.workload}, {table.arrivals} of arrivals"
 
 
 def goodput_rows(table: Table) -> list[list[str]]:
@@ -164,7 +160,10 @@ def _figures(cells: Sequence[Cell]) -> list[str]:
         spreads: list[Spread | None] = [getattr(metrics, name) for metrics in done]
         return mean_and_range([getattr(spread, part) for spread in spreads if spread is not None])
 
-    gpus = [cell.condition for cell in cells if cell.condition is not None]
+    def seen(name: str) -> list[float]:
+        values = [getattr(cell.condition, name, None) for cell in cells]
+        return [value for value in values if value is not None]
+
     shares = [
         f"{sum(cell.attainment(objective) for cell in cells) / len(cells):.1%}"
         for objective in OBJECTIVES
@@ -174,8 +173,7 @@ def _figures(cells: Sequence[Cell]) -> list[str]:
         over("ttft_longest", "p99"),
         *(over("tbt", part) for part in ("p50", "p95", "p99")),
         mean_and_range([metrics.requests_per_s for metrics in done]),
-        *(mean_and_range([getattr(each, name) for each in gpus]) for name in ("sm_mhz", "power_w")),
-        mean_and_range([each.host_us for each in gpus if each.host_us is not None]),
+        *(mean_and_range(seen(name)) for name in ("sm_mhz", "power_w", "host_us")),
         *shares,
     ]
 

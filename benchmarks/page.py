@@ -55,10 +55,7 @@ def render(tables: Sequence[Table]) -> str:
     parts = [f"<h1>{escape(title)}</h1>", _preface(tables), _aims(tables)]
     scripts: list[bool | str] = ["inline"]  # plotly's code goes in with the first figure alone
     for table in tables:
-        parts += [
-            f"<h2>{escape(table.model)}, {escape(table.workload)}, {table.arrivals} of arrivals</h2>",
-            _goodput(table),
-        ]
+        parts += [f"<h2>{escape(table.title)}</h2>", _goodput(table)]
         for objective in _objectives(table):
             parts += [
                 f"<h3>{escape(_words(objective))}</h3>",

@@ -7,7 +7,7 @@
 - sequences that decode, their KV tokens and their mean context.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +46,16 @@ class StepCurve:
     decode_context: float
     ranges: Ranges
     tile: int = 1
+
+    @property
+    def prompt_terms(self) -> dict[str, float]:
+        """What a prompt's context costs, for ``fit_curve`` where all chunks begin prompts."""
+        return {"attention": self.attention, "prefill_context": self.prefill_context}
+
+    @property
+    def kv_terms(self) -> dict[str, float]:
+        """What reading the KV cache costs, for ``fit_curve`` where contexts are all as long."""
+        return {"kv_tokens": self.kv_tokens, "decode_context": self.decode_context}
 
     def predict(self, shape: Shape) -> tuple[Floats, Bools]:
         """Milliseconds, and where ``shape`` is outside of what was measured.
@@ -92,15 +102,12 @@ def fit_curve(
     weights: Floats,
     ranges: Ranges,
     tile: int = 1,
-    *,
-    prompts_as: StepCurve | None = None,
-    kv_as: StepCurve | None = None,
+    known: Mapping[str, float] | None = None,
 ) -> StepCurve:
     """Fit one curve; ``samples``, ``ms`` and ``weights`` correspond.
 
-    What the samples cannot tell is as in another curve, if it is given: the attention of a
-    prompt's tokens as in ``prompts_as``, where all chunks are the beginnings of prompts;
-    reading the KV cache as in ``kv_as``, where all contexts are about as long.
+    ``known`` are coefficients of other curves, for what these samples cannot tell: a
+    ``StepCurve``'s own ``prompt_terms`` and ``kv_terms``.
     """
     shape = Shape.of_samples(samples)
     total = _computed(shape, tile)
@@ -108,45 +115,33 @@ def fit_curve(
     batches = shape.decode_batch[shape.chunk > 0] if np.any(shape.chunk > 0) else np.zeros(0)
     batch_knots = np.concatenate([[0.0], knots_of(batches[batches > 0])])
     has_prefill = (shape.chunk > 0).astype(np.float64)
-    attended = shape.chunk * (shape.prefill_context + shape.chunk / 2)
-    read = shape.prefill_context * has_prefill
-    kv, longest = shape.kv_tokens, shape.decode_context
-    if prompts_as is not None:
-        ms = ms - prompts_as.attention * attended - prompts_as.prefill_context * read
-        attended, read = np.zeros_like(attended), np.zeros_like(read)
-    if kv_as is not None:
-        ms = ms - kv_as.kv_tokens * kv - kv_as.decode_context * longest
-        kv, longest = np.zeros_like(kv), np.zeros_like(longest)
-    fixed = np.column_stack(
-        [
-            np.ones_like(total),
-            has_prefill,
-            attended,
-            read,
-            kv,
-            longest,
-        ]
-    )
+    terms = {
+        "attention": shape.chunk * (shape.prefill_context + shape.chunk / 2),
+        "prefill_context": shape.prefill_context * has_prefill,
+        "kv_tokens": shape.kv_tokens,
+        "decode_context": shape.decode_context,
+    }
+    for name, coefficient in (known or {}).items():
+        ms = ms - coefficient * terms[name]
+        terms[name] = np.zeros_like(terms[name])
+    fixed = np.column_stack([np.ones_like(total), has_prefill, *terms.values()])
     token_columns = ramp_columns(total, token_knots)
     batch_columns = ramp_columns(shape.decode_batch, batch_knots)
     columns = np.hstack([fixed, token_columns, batch_columns])
     regular = _regular(fixed.shape[1], token_knots, batch_knots)
     found = fit(columns, ms, weights, regular)
     split = fixed.shape[1] + token_columns.shape[1]
-    base, prefill, attention, prefill_context, kv_tokens, decode_context = found[:6]
-    if prompts_as is not None:
-        attention, prefill_context = prompts_as.attention, prompts_as.prefill_context
-    if kv_as is not None:
-        kv_tokens, decode_context = kv_as.kv_tokens, kv_as.decode_context
+    base, prefill, *others = map(float, found[: fixed.shape[1]])
+    coefficients = {**dict(zip(terms, others, strict=True)), **(known or {})}
     return StepCurve(
-        base_ms=float(base),
-        prefill_ms=float(prefill),
-        tokens=ramp_from(token_knots, found[6:split]),
+        base_ms=base,
+        prefill_ms=prefill,
+        tokens=ramp_from(token_knots, found[fixed.shape[1] : split]),
         batch=ramp_from(batch_knots, found[split:]),
-        attention=float(attention),
-        prefill_context=float(prefill_context),
-        kv_tokens=float(kv_tokens),
-        decode_context=float(decode_context),
+        attention=coefficients["attention"],
+        prefill_context=coefficients["prefill_context"],
+        kv_tokens=coefficients["kv_tokens"],
+        decode_context=coefficients["decode_context"],
         ranges=ranges,
         tile=tile,
     )

@@ -5,7 +5,7 @@ measured partition has a slowdown for both phases. Nothing is interpolated betwe
 A shape outside what was measured is timed from its edge, and said to be outside.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -122,7 +122,7 @@ def fit_model(profile: Profile) -> LatencyModel:
     fused_curve = _fused_curve(fused, [*prefill[sms], *decode[sms]], whole_prefill)
     # Reading the KV cache takes as long beside a prompt: whichever saw the longer contexts tells.
     longer = _longest_context(fused) > _longest_context(decode[sms])
-    whole_decode = _solo_curve(decode[sms], tile, fused_curve if longer else None)
+    whole_decode = _solo_curve(decode[sms], tile, fused_curve.kv_terms if longer else None)
     solo = LatencyModel(
         sms=sms,
         prefill={n: _part_curve(group, whole_prefill, prefill[sms]) for n, group in prefill.items()}
@@ -172,10 +172,12 @@ def _longest_context(samples: Sequence[Sample]) -> int:
     return max(sample.decode_context for sample in samples)
 
 
-def _solo_curve(samples: list[Sample], tile: int, kv_as: StepCurve | None = None) -> StepCurve:
+def _solo_curve(
+    samples: list[Sample], tile: int, known: Mapping[str, float] | None = None
+) -> StepCurve:
     ms = np.array([sample_ms(sample) for sample in samples])
     ranges = Ranges.of(Shape.of_samples(samples))
-    return fit_curve(samples, ms, np.ones_like(ms), ranges, tile, kv_as=kv_as)
+    return fit_curve(samples, ms, np.ones_like(ms), ranges, tile, known)
 
 
 def _part_curve(samples: list[Sample], whole: StepCurve, others: list[Sample]) -> StepCurve:
@@ -214,7 +216,7 @@ def _fused_curve(fused: list[Sample], solo: list[Sample], prefill: StepCurve) ->
     weights = np.where(np.arange(len(ms)) < len(fused), 1.0, _SOLO_WEIGHT)
     # The terms of both phases add up, so a fused step is known wherever either phase is.
     ranges = Ranges.of(Shape.of_samples(samples))
-    return fit_curve(samples, ms, weights, ranges, prefill.tile, prompts_as=prefill)
+    return fit_curve(samples, ms, weights, ranges, prefill.tile, prefill.prompt_terms)
 
 
 @dataclass(frozen=True)
