@@ -20,7 +20,7 @@ from nexus.planner.cli import (
     report,
     simulate,
 )
-from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S
+from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S
 from nexus.terminal import (
     PASS_ON,
     Rest,
@@ -133,8 +133,10 @@ def serve(
     ] = None,
     prefill_order: Annotated[
         PrefillOrderOption,
-        typer.Option(help="Waiting prompts: the shortest that can be on time, or as they come."),
-    ] = PrefillOrderOption.spf,
+        typer.Option(
+            help="Waiting prompts: as many on time as can be, the shortest first, or as they come."
+        ),
+    ] = PrefillOrderOption.deadline,
     prefill_aging_tokens_per_s: AgingOption = DEFAULT_AGING_TOKENS_PER_S,
     force: Annotated[
         bool, typer.Option("--force", help="Serve another model or machine than the plan's.")

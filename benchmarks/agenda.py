@@ -59,7 +59,7 @@ class Deployment:
 
     @property
     def label(self) -> str:
-        """For people: ``nexus-spf-plan@1000/25 on arxiv``."""
+        """For people: ``nexus-deadline-plan@1000/25 on arxiv``."""
         if self.planned_for is None:
             return self.system.name
         return f"{self.system.name}@{self.planned_for.name} on {', '.join(self.workloads)}"

@@ -132,7 +132,7 @@ def quick_job(words: Words, folder: Path) -> Job:
             model=model,
             options=options,
             profile=profile,
-            systems=words.systems or "vllm-default,nexus-spf-plan",
+            systems=words.systems or "vllm-default,nexus-deadline-plan",
             workloads=words.workloads or "random:64:8",
             rates=words.rates or "1",
             bounds=words.bounds or "10000/2000",

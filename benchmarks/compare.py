@@ -188,7 +188,7 @@ class Duel:
 
     @property
     def plan(self) -> str:
-        """Whose run it is: ``nexus-spf-plan@1000/25``."""
+        """Whose run it is: ``nexus-deadline-plan@1000/25``."""
         return f"{self.system}@{self.planned_for}"
 
 

@@ -43,7 +43,7 @@ def full_engine(model: str, plan: Path, requests: int) -> Any:
         max_model_len=1024,
         max_num_seqs=requests,
         scheduler_cls="nexus.runtime.vllm.scheduler.PlannedScheduler",
-        additional_config=ServeContext(plan, "spf"),
+        additional_config=ServeContext(plan),
     ).llm_engine
     params = SamplingParams(max_tokens=900, ignore_eos=True)
     for number in range(requests):

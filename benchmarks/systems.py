@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from nexus.errors import UserError
-from nexus.runtime.policy import PrefillOrder
+from nexus.runtime.line import ORDERS, PrefillOrder
 from nexus.runtime.vllm.options import given, value_of
 
 Sharing = Literal["fused", "split", "overlap", "plan", "mps"]
@@ -73,21 +73,19 @@ def _nexus(order: PrefillOrder, sharing: Sharing) -> System:
     return System(f"nexus-{order}-{sharing}", sharing=sharing, order=order)
 
 
+_PARTS: tuple[Sharing, ...] = ("fused", "split", "overlap")
+
 # The systems that decide whether Nexus is worth running, then what tells its parts apart.
 DECISIVE = (
     _stock(None),
     _stock(512),
     _stock(2048),
+    _nexus("deadline", "plan"),
     _nexus("spf", "plan"),
     _nexus("fcfs", "plan"),
 )
 OTHERS = (
-    _nexus("spf", "fused"),
-    _nexus("fcfs", "fused"),
-    _nexus("spf", "split"),
-    _nexus("fcfs", "split"),
-    _nexus("spf", "overlap"),
-    _nexus("fcfs", "overlap"),
+    *(_nexus(order, sharing) for sharing in _PARTS for order in ORDERS),
     System("nexus-mps", sharing="mps"),
     _stock(256),
     _stock(320),

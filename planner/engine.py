@@ -5,17 +5,17 @@ step's token budget, ``max_num_seqs`` and the KV cache; when the cache is full t
 came last is put back and computed again. When steps run is for those to say who inherit.
 """
 
-from heapq import heapify, heappop, heappush
-from math import inf
+from heapq import heappop, heappush
 
+from nexus.planner.queue import ImaginedQueue
 from nexus.planner.sequence import Event, Patience, Sequence
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Mode
 from nexus.profiles.schema import Engine
-from nexus.runtime.policy import Line, State
+from nexus.runtime.line import Line
+from nexus.runtime.policy import State
 
 _FEW = 64  # sequences that have left may be among as many
-_FRONT = -1e12  # rank of a sequence that was put back: before all others
 
 
 class ImaginedEngine:
@@ -38,15 +38,14 @@ class ImaginedEngine:
         self.patience, self._too_late = patience, 0
         self.times, self.limits = times, limits
         self._serving = times.serving.as_stock if stock else times.serving
-        self.line, self.stock = line, stock
+        self.stock = stock
         self.events: list[Event] | None = [] if record else None
         self.states: list[tuple[float, State]] | None = [] if record else None
         self.now = 0.0
         self.step_ends: list[float] = []
         self.preemptions = 0
         self._slack = limits.block_size / 2  # of a sequence's last KV block, on average empty
-        self._waiting: list[tuple[float, int, Sequence]] = []
-        self._late_after: list[tuple[float, int, Sequence]] = []
+        self._waiting = ImaginedQueue(line)
         self._partial: list[Sequence] = []
         self._launched = 0  # steps
         self._in_flight = 0  # sequences whose prompt is done or being done, and do not decode yet
@@ -62,36 +61,11 @@ class ImaginedEngine:
         while self._next < len(self._coming) and self._coming[self._next].arrival_s <= until_s:
             self._push(self._coming[self._next])
             self._next += 1
-        self.line.now_s = self.now
-        for sequence in self._partial:
-            sequence.rank = self._rank(sequence)
-        if self._late_after and self._late_after[0][0] < self.now:
-            self._rank_anew()
+        self._waiting.advance(self.now)
 
     def _push(self, sequence: Sequence) -> None:
-        sequence.rank, sequence.waits = self._rank(sequence), True
-        heappush(self._waiting, (sequence.rank, sequence.index, sequence))
+        self._waiting.push(sequence)
         self._backlog += sequence.remaining
-        after_s = self.line.late_after(sequence.remaining, sequence.arrival_s)
-        if after_s < inf:
-            heappush(self._late_after, (after_s, sequence.index, sequence))
-
-    def _pop(self) -> Sequence:
-        sequence = heappop(self._waiting)[2]
-        sequence.waits = False
-        return sequence
-
-    def _rank_anew(self) -> None:
-        """Time has passed: prompts that are too late by now go behind those that are not."""
-        changed = False
-        while self._late_after and self._late_after[0][0] < self.now:
-            changed |= heappop(self._late_after)[2].waits
-        if not changed:
-            return
-        for _, _, sequence in self._waiting:
-            sequence.rank = self._rank(sequence)
-        self._waiting = [(each[2].rank, *each[1:]) for each in self._waiting]
-        heapify(self._waiting)
 
     def _take(self, budget: int) -> tuple[int, float, list[Sequence]]:
         """Prompt tokens for one step, their mean context, and the prompts they complete."""
@@ -114,14 +88,15 @@ class ImaginedEngine:
     def _next_prompt(self) -> Sequence | None:
         """The prompt to go on with; a waiting one is started when there is room for it."""
         partial = min(self._partial, key=rank_of, default=None)
-        if not self._waiting or not self._has_room_for(self._waiting[0][2]):
+        first = self._waiting.first
+        if first is None or not self._has_room_for(first):
             return partial
-        if partial is not None and (self.stock or partial.rank <= self._waiting[0][0]):
+        if partial is not None and (self.stock or partial.rank <= first.rank):
             return partial
-        sequence = self._pop()
-        self._kv_used += sequence.remaining + self._slack
-        self._partial.append(sequence)
-        return sequence
+        self._waiting.pop()
+        self._kv_used += first.remaining + self._slack
+        self._partial.append(first)
+        return first
 
     def _has_room_for(self, sequence: Sequence) -> bool:
         running = self._batch + self._in_flight + len(self._partial)
@@ -129,11 +104,6 @@ class ImaginedEngine:
             return True
         room = self.limits.kv_tokens - self._kv_used
         return running < self.limits.max_num_seqs and sequence.remaining <= room
-
-    def _rank(self, sequence: Sequence) -> float:
-        if sequence.put_back:
-            return _FRONT + sequence.arrival_s
-        return self.line.rank(sequence.remaining, sequence.arrival_s)
 
     def _finish_step(self, seconds: float, mode: Mode, chunk: int, new: list[Sequence]) -> None:
         """A step of ``seconds`` from now, for those whose steps follow one another."""

@@ -8,7 +8,6 @@ so gives the request's first token, as a proxy before vLLM's NixlConnector has i
 
 from collections import deque
 from dataclasses import dataclass, replace
-from heapq import heappush
 from math import inf
 
 from nexus.planner.engine import ImaginedEngine
@@ -16,7 +15,8 @@ from nexus.planner.sequence import Event, Patience, Sequence
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Mode, Shares
 from nexus.profiles.schema import Engine
-from nexus.runtime.policy import Line, State
+from nexus.runtime.line import Line
+from nexus.runtime.policy import State
 
 
 @dataclass(frozen=True)
@@ -194,20 +194,21 @@ class DecodeEngine(ImaginedEngine):
 
     def _recompute(self) -> tuple[float, list[Sequence]]:
         """Time to compute a sequence again that was put back, and that sequence."""
-        if not self._waiting:
+        sequence = self._waiting.first
+        if sequence is None:
             return 0.0, []
-        tokens = self._waiting[0][2].remaining
+        tokens = sequence.remaining
         running = self._batch + len(self._pulls)
         if running and tokens > self.limits.kv_tokens - self._kv_used - self._batch:
             return 0.0, []
-        sequence = self._pop()
+        self._waiting.pop()
         self._kv_used += tokens + self._slack
         self._in_flight += 1
         sequence.computed, sequence.remaining = tokens, 0
         return self.times.lane(self._mode).recompute(tokens, 0.0, 0, 0.0), [sequence]
 
     def _push(self, sequence: Sequence) -> None:
-        heappush(self._waiting, (sequence.arrival_s, sequence.index, sequence))
+        self._waiting.push(sequence)
 
 
 class ImaginedPair:

@@ -13,7 +13,7 @@ from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Plan
 from nexus.planner.workload import Lengths, Requests, poisson
 from nexus.profiles.schema import Profile
-from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, PrefillOrder
+from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
 
 _CURVE_LOADS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25)
 _CURVE_REQUESTS = 2000
@@ -53,7 +53,7 @@ class Replay:
 
 def plan_system(
     plan: Plan,
-    order: PrefillOrder = "spf",
+    order: PrefillOrder = DEFAULT_ORDER,
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S,
 ) -> System:
     """A server that follows ``plan``; stock engines under MPS know no order but first come."""

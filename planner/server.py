@@ -19,11 +19,15 @@ from nexus.planner.serving import MIN_LANE_TOKENS
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Mode, Plan
 from nexus.profiles.schema import Engine
+from nexus.runtime.line import Line
 from nexus.runtime.pace import Pace, affords
-from nexus.runtime.policy import Line, State
+from nexus.runtime.policy import State
 
-Chooser = Callable[[State, Callable[[], bool]], Mode]
-"""Which mode to run in a state; ``Policy.decide`` without its prediction."""
+Chooser = Callable[[State, Callable[[], bool]], tuple[Mode, float]]
+"""Which mode to run in a state, as ``Policy.decide``, and how fast prompts are computed then.
+
+In tokens per second; 0 where that is not known.
+"""
 
 _ALIKE = 64  # steps whose times are taken to grow evenly, as they do where they were measured
 _NOISE = np.random.default_rng(0).standard_normal(4096).tolist()  # how steps of a size differ
@@ -88,7 +92,8 @@ class ImaginedServer(ImaginedEngine):
         """One round of the engine's loop."""
         self._hand_over()
         state = State(self._batch, self._kv_of_running(), self._backlog)
-        mode = self.choose(state, self._all_afford_a_late_gap)
+        mode, tokens_per_s = self.choose(state, self._all_afford_a_late_gap)
+        self._waiting.arrange(self._partial, tokens_per_s if mode.mode == "fused" else 0.0)
         if self.states is not None:
             self.states.append((self.now, state))
         if not (self._backlog or self._lane.num_prompts or self._lane.passes):
@@ -190,12 +195,11 @@ class ImaginedServer(ImaginedEngine):
         """Give prompts to the lane while it has room; the chunk for those that do not suit it."""
         beside = self._beside or mode
         chunk = left = min(beside.prompt_tokens(self._batch), mode.chunk)
-        while self._waiting and self._has_room_for(self._waiting[0][2]):
-            rank, _, sequence = self._waiting[0]
+        while (sequence := self._waiting.first) and self._has_room_for(sequence):
             suits = sequence.remaining > MIN_LANE_TOKENS and not sequence.computed
-            if left <= 0 or (suits and not self._lane.has_room(rank, mode.chunk)):
+            if left <= 0 or (suits and not self._lane.has_room(sequence.rank, mode.chunk)):
                 break
-            self._pop()
+            self._waiting.pop()
             self._kv_used += sequence.remaining + self._slack
             if suits:
                 self._in_flight += 1

@@ -3,6 +3,7 @@
 Step times come from the profile's model, decisions from the policy that serves.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -16,8 +17,9 @@ from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Mode, Plan, Shares
 from nexus.planner.workload import Requests
 from nexus.profiles.schema import Engine
+from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, Line, PrefillOrder
 from nexus.runtime.pace import Pace
-from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, Line, Policy, PrefillOrder, State
+from nexus.runtime.policy import Policy, State
 
 GOOD_GAPS = 0.95  # of a request's gaps must be within TBT for the request to be
 
@@ -35,7 +37,7 @@ class System:
     mode: Mode | None = None
     plan: Plan | None = None
     ttft_s: float = inf
-    order: PrefillOrder = "spf"
+    order: PrefillOrder = DEFAULT_ORDER
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
     stock: bool = False
     shares: Shares | None = None
@@ -48,14 +50,27 @@ class System:
             return Line.of(self.plan, self.order, aging)
         return Line(self.order, aging, self.ttft_s)
 
-    def chooser(self, longest: int) -> tuple[Chooser, Pace | None]:
+    def chooser(self, times: StepTimes, longest: int) -> tuple[Chooser, Pace | None]:
         """A fresh decision-maker, and what it learns of gaps by; no batch is above ``longest``."""
         if self.mode is not None:
             fixed = self.mode
-            return lambda *_: fixed, None
+
+            def keep(state: State, _: Callable[[], bool]) -> tuple[Mode, float]:
+                if fixed.mode != "fused" or not state.prefill_backlog:
+                    return fixed, 0.0
+                tokens = fixed.prompt_tokens(state.decode_batch)
+                ms = times.step_ms(tokens, 0.0, state.decode_batch, state.kv_tokens)
+                return fixed, 1e3 * tokens / ms
+
+            return keep, None
         assert self.plan is not None
         policy = Policy.of(self.plan, longest)
-        return lambda *asked: policy.decide(*asked)[0], policy.pace
+
+        def choose(state: State, all_afford: Callable[[], bool]) -> tuple[Mode, float]:
+            mode, row = policy.decide(state, all_afford)
+            return mode, row.prefill_tokens_per_s
+
+        return choose, policy.pace
 
 
 def stock_system(chunk: int) -> System:
@@ -154,7 +169,7 @@ def _engine(
         assert system.mode is not None
         mode, shares = system.mode, system.shares
         return ImaginedPair(times, limits, mode, shares, record=record, patience=patience)
-    choose, pace = system.chooser(min(limits.max_num_batched_tokens, times.max_chunk))
+    choose, pace = system.chooser(times, min(limits.max_num_batched_tokens, times.max_chunk))
     return ImaginedServer(
         times,
         limits,

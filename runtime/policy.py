@@ -1,4 +1,4 @@
-"""From the server's state to a mode, and from waiting prompts to an order.
+"""From the server's state to a mode.
 
 The server and the simulator drive this same code, one on the wall clock, the other
 on virtual time: it reads no clock and touches no engine.
@@ -6,19 +6,9 @@ on virtual time: it reads no clock and touches no engine.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
-from typing import Literal
 
 from nexus.planner.table import Mode, Plan, Row, Table
 from nexus.runtime.pace import Pace
-
-PrefillOrder = Literal["spf", "fcfs"]
-
-DEFAULT_AGING_TOKENS_PER_S = 50.0
-
-LATE_TOKENS = 16384
-"""What being too late for the bound on TTFT counts as: about the longest prompt. Aging makes up
-for it, so that none waits for ever."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,9 @@ class Policy:
         share = paced.prompt_tokens(state.decode_batch) / mode.prompt_tokens(state.decode_batch)
         alone_ms = self.table.row(state.decode_batch, state.kv_tokens, 0).tbt_ms
         tbt_ms = alone_ms + share * (row.tbt_ms - alone_ms)
-        return paced, replace(row, mode=paced.name, tbt_ms=tbt_ms)
+        slower = share * row.tbt_ms / tbt_ms if tbt_ms else 1.0
+        per_s = row.prefill_tokens_per_s * slower
+        return paced, replace(row, mode=paced.name, tbt_ms=tbt_ms, prefill_tokens_per_s=per_s)
 
     def _of_table(self, state: State) -> tuple[Mode, Row]:
         row = self.table.row(state.decode_batch, state.kv_tokens, state.prefill_backlog)
@@ -87,47 +79,3 @@ class Policy:
             int(state.kv_tokens * factor),
             int(state.prefill_backlog * factor),
         )
-
-
-class Line:
-    """Where prompts stand in line: the lowest rank runs first.
-
-    ``fcfs`` ranks by arrival. ``spf`` ranks by tokens left minus ``aging_tokens_per_s`` for each
-    second waited; as every prompt ages alike, the present time cancels out of each comparison.
-    A prompt whose first token would come after ``ttft_s`` even if it ran now, at
-    ``tokens_per_s``, counts as ``LATE_TOKENS`` longer: those that can still be on time go first.
-    """
-
-    def __init__(
-        self,
-        order: PrefillOrder,
-        aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S,
-        ttft_s: float = inf,
-        tokens_per_s: float = inf,
-    ) -> None:
-        """``now_s`` is to be set, on the clock of arrivals."""
-        self.order = order
-        self.now_s = 0.0
-        self._aging_tokens_per_s = aging_tokens_per_s
-        self._ttft_s = ttft_s
-        self._tokens_per_s = tokens_per_s
-
-    @classmethod
-    def of(cls, plan: Plan, order: PrefillOrder, aging_tokens_per_s: float) -> "Line":
-        """With the plan's bound on TTFT, and the fastest prefill that its table has."""
-        fastest = max(row.prefill_tokens_per_s for row in plan.rows)
-        return cls(order, aging_tokens_per_s, plan.bounds.ttft_ms / 1e3, fastest or inf)
-
-    def late_after(self, remaining_tokens: int, arrival_s: float) -> float:
-        """Until when a prompt must have begun to be on time; never where the order is fcfs."""
-        if self.order == "fcfs":
-            return inf
-        return arrival_s + self._ttft_s - remaining_tokens / self._tokens_per_s
-
-    def rank(self, remaining_tokens: int, arrival_s: float) -> float:
-        """The rank of a prompt at ``now_s``."""
-        if self.order == "fcfs":
-            return arrival_s
-        is_late = self.now_s > self.late_after(remaining_tokens, arrival_s)
-        aged = remaining_tokens + self._aging_tokens_per_s * arrival_s
-        return aged + LATE_TOKENS if is_late else aged

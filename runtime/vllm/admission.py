@@ -6,9 +6,10 @@ from typing import Any
 from vllm.v1.request import Request
 
 from nexus.planner.table import Mode
-from nexus.runtime.policy import Line
+from nexus.runtime.line import Line
 from nexus.runtime.vllm.lane_queue import LanePrompt
 from nexus.runtime.vllm.lane_step import LaneReport, LaneStep
+from nexus.runtime.vllm.queue import prompt_of
 
 MIN_TOKENS = 32
 """Shorter prompts cost a fused step next to nothing, and wait for no pass there."""
@@ -81,8 +82,7 @@ class LaneAdmission:
         """The rank of a request on the lane, lowest first."""
         if request.num_preemptions > 0:
             return float("-inf")
-        tokens = request.num_tokens - request.num_computed_tokens
-        return self.line.rank(tokens, request.arrival_time)
+        return self.line.rank(prompt_of(request))
 
     def has_room(self, rank: float, besides: int = 0) -> bool:
         """Whether few enough tokens go before ``rank``, those of ``besides`` included."""

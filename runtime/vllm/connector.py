@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.v1.outputs import KVConnectorOutput
 
-from nexus.runtime.policy import Line
+from nexus.runtime.line import Line
 from nexus.runtime.vllm.admission import LaneAdmission
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.driver import LaneDriver

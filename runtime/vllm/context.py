@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexus.runtime.policy import DEFAULT_AGING_TOKENS_PER_S, PrefillOrder
+from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ServeContext:
     """
 
     table: Path
-    prefill_order: PrefillOrder = "spf"
+    prefill_order: PrefillOrder = DEFAULT_ORDER
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
     trace: Path | None = None
     metrics: Path | None = None

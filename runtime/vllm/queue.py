@@ -2,13 +2,13 @@
 
 import math
 from bisect import insort_left, insort_right
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from heapq import heapify, heappop, heappush
 
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
-from nexus.runtime.policy import Line
+from nexus.runtime.line import Line, Prompt
 
 _FEW = 64  # requests that wait no more may be remembered
 
@@ -18,12 +18,22 @@ def remaining_prefill(request: Request) -> int:
     return int(request.num_tokens - request.num_computed_tokens)
 
 
-class RankedQueue(FCFSRequestQueue):
-    """The lowest rank first: the shortest prefill of those that can be on time.
+def prompt_of(request: Request) -> Prompt:
+    """What the line knows of it."""
+    return Prompt(request.request_id, remaining_prefill(request), request.arrival_time)
 
-    A preempted request goes before all others, since its client is already reading.
-    A rank changes once while a request waits, when it has waited too long: the queue is
-    sorted on insertion, and those are inserted anew.
+
+def _is_to_be_scheduled(request: Request) -> bool:
+    """Whether it waits, be it for its grammar, and is not on the prefill lane."""
+    status = request.status
+    return status < RequestStatus.RUNNING and status != RequestStatus.WAITING_FOR_REMOTE_KVS
+
+
+class RankedQueue(FCFSRequestQueue):
+    """The lowest rank first.
+
+    A preempted request goes before all others, since its client is already reading. The
+    queue is sorted on insertion, and whose rank has changed is inserted anew.
     """
 
     def __init__(self, line: Line) -> None:
@@ -38,22 +48,34 @@ class RankedQueue(FCFSRequestQueue):
         now_s = max(now_s, self._line.now_s)  # clocks are set back at times
         if len(self._late_after) > 2 * len(self) + _FEW:
             self._forget_the_started()
-        late = []
+        late: set[Hashable] = set()
         while self._late_after and self._late_after[0][0] < now_s:
-            late.append(heappop(self._late_after)[2])
-        self._expected.difference_update(request.request_id for request in late)
-        waiting = [request for request in late if request in self]
-        for request in waiting:
-            self.remove_request(request)
+            late.add(heappop(self._late_after)[1])
+        self._expected -= late
         self._line.now_s = now_s
-        for request in waiting:
-            insort_right(self, request, key=self.rank)
+        self._insert_anew(late)
+
+    def arrange(self, half_done: Sequence[Request], tokens_per_s: float) -> None:
+        """Choose who goes first, of those that wait and of those whose prompt is ``half_done``.
+
+        ``tokens_per_s`` is the rate at which prompts are computed now, 0 if not known.
+        """
+        self._insert_anew(self._line.arrange(self._in_time(half_done), tokens_per_s))
+
+    def _in_time(self, half_done: Sequence[Request]) -> Iterator[Prompt]:
+        for _, _, request in self._late_after:
+            if _is_to_be_scheduled(request):
+                yield prompt_of(request)
+        for request in half_done:
+            prompt = prompt_of(request)
+            if request.num_preemptions == 0 and not self._line.is_late(prompt):
+                yield prompt
 
     def rank(self, request: Request) -> float:
         """Lowest first."""
         if request.num_preemptions > 0:
             return -math.inf
-        return self._line.rank(remaining_prefill(request), request.arrival_time)
+        return self._line.rank(prompt_of(request))
 
     def add_request(self, request: Request) -> None:
         """Insert at the request's rank, behind its equals."""
@@ -70,9 +92,23 @@ class RankedQueue(FCFSRequestQueue):
         for request in requests:
             self.prepend_request(request)
 
+    def _insert_anew(self, req_ids: Set[Hashable]) -> None:
+        """Those of ``req_ids`` that wait here, at their present rank."""
+        if not req_ids:
+            return
+        ordered: list[Request] = []
+        moving: list[Request] = []
+        for request in self:
+            (moving if request.request_id in req_ids else ordered).append(request)
+        for request in moving:
+            insort_right(ordered, request, key=self.rank)
+        if moving:
+            self.clear()
+            self.extend(ordered)
+
     def _expect(self, request: Request) -> None:
         """Remember when the request will be too late, unless it is, or goes first anyway."""
-        after_s = self._line.late_after(remaining_prefill(request), request.arrival_time)
+        after_s = self._line.late_after(prompt_of(request))
         req_id = request.request_id
         in_time = self._line.now_s <= after_s < math.inf and request.num_preemptions == 0
         if in_time and req_id not in self._expected:

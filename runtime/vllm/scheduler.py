@@ -1,10 +1,10 @@
 """vLLM's scheduler, with the plan's batch in every step and the plan's prefill order.
 
 vLLM's own ``schedule`` does all the work. Before it runs, some of its inputs are set:
-the step's token budget, the order of running and waiting requests, and, where a
-shorter prompt must pass a half-done longer one, how much of the budget that one may
-take. While prompts go to the prefill lane, it sees only those waiting that the lane has
-room for. All of it is restored or recomputed at the next step.
+the step's token budget, the order of running and waiting requests, and, where a waiting
+prompt is to pass a half-done one, how much of the budget that one may take. While prompts
+go to the prefill lane, it sees only those waiting that the lane has room for. All of it is
+restored or recomputed at the next step.
 """
 
 import time
@@ -18,8 +18,9 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
+from nexus.runtime.line import Line
 from nexus.runtime.pace import affords
-from nexus.runtime.policy import Line, State
+from nexus.runtime.policy import State
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.observed import Decision, ObservedScheduler
 from nexus.runtime.vllm.queue import RankedQueue, remaining_prefill
@@ -40,8 +41,8 @@ class _Planned(ObservedScheduler):
         self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
         context = ServeContext.of(self.vllm_config)
         line = Line.of(plan, context.prefill_order, context.aging_tokens_per_s)
-        self._spf = context.prefill_order == "spf"
-        if self._spf:
+        self._ranked = context.prefill_order != "fcfs"
+        if self._ranked:
             self.waiting = RankedQueue(line)
         if self._lane is not None:
             self._lane.admission.line = line
@@ -50,13 +51,17 @@ class _Planned(ObservedScheduler):
         """One step, as vLLM schedules it, within the plan's chunk."""
         if self._lane is not None and (news := self._lane.look()) is not None:
             self._update_from_kv_xfer_finished(news)
-        if self._spf:
-            self.waiting.advance(time.time())  # the clock of arrivals
         prefills, kv_tokens = self._prefills_and_kv_tokens()
         decode_batch = len(self.running) - len(prefills)
         state = State(decode_batch, kv_tokens, self._backlog(prefills))
         mode, row = self.nexus_policy.decide(state, self._all_afford_a_late_gap)
         self.nexus_decision = Decision(state, mode, row)
+        if self._ranked:
+            self.waiting.advance(time.time())  # the clock of arrivals
+            # On the lane ranks stay what they were: those of a choice at one step would not do.
+            in_steps = mode.mode == "fused"
+            self.waiting.arrange(prefills, row.prefill_tokens_per_s if in_steps else 0.0)
+            prefills.sort(key=self.waiting.rank)
         decodes = decode_batch + len(self.finished_recving_kv_req_ids)
         chunk = mode.prompt_tokens(decodes)
         if self._lane is not None:
@@ -89,22 +94,20 @@ class _Planned(ObservedScheduler):
         if self._lane is not None and self._lane.admission.open:
             with self._only_what_the_lane_takes(chunk):
                 yield
-        elif prefills and self._spf and self.waiting:
-            with self._shorter_prompts_pass(prefills, chunk):
+        elif prefills and self._ranked and self.waiting:
+            with self._those_before_pass(prefills, chunk):
                 yield
         else:
             yield
 
     def _prefills_and_kv_tokens(self) -> tuple[list[Request], int]:
-        """The running requests whose prompt is half done, by rank; all running's KV tokens."""
+        """The running requests whose prompt is half done; all running's KV tokens."""
         prefills: list[Request] = []
         kv_tokens = 0
         for request in self.running:
             kv_tokens += request.num_computed_tokens
             if request.is_prefill_chunk:
                 prefills.append(request)
-        if self._spf and len(prefills) > 1:
-            prefills.sort(key=self.waiting.rank)
         return prefills, kv_tokens
 
     def _backlog(self, prefills: list[Request]) -> int:
@@ -174,11 +177,11 @@ class _Planned(ObservedScheduler):
         self._lane.lost.clear()
 
     @contextmanager
-    def _shorter_prompts_pass(self, prefills: list[Request], chunk: int) -> Iterator[None]:
-        """Let waiting prompts that rank before the half-done ones have tokens first.
+    def _those_before_pass(self, prefills: list[Request], chunk: int) -> Iterator[None]:
+        """Let waiting prompts that rank before all half-done ones have tokens first.
 
         vLLM serves running requests before waiting ones. A cap on every prompt's tokens
-        leaves the shorter ones their share; where no cap can, as it would cut them too,
+        leaves the others their share; where no cap can, as it would cut them too,
         the half-done prompts sit this step out. Their KV blocks and slots stay theirs, so
         that they do only for a prompt that there is room for: two that hold half of what
         they need would wait for each other.

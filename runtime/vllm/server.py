@@ -11,6 +11,7 @@ from nexus.errors import EngineError, MismatchError, UserError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.documents import check_writable
 from nexus.profiles.schema import Machine
+from nexus.runtime.line import PrefillOrder
 from nexus.runtime.machine import (
     check_data_type,
     check_machine,
@@ -19,7 +20,6 @@ from nexus.runtime.machine import (
     config_hash,
     this_machine,
 )
-from nexus.runtime.policy import PrefillOrder
 from nexus.runtime.ports import check_port
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.lane_options import (
@@ -119,7 +119,7 @@ def _plug_in(
     ]
     if taken:
         raise EngineError(f"--{taken[0].replace('_', '-')} cannot be combined with --table")
-    if context.prefill_order == "spf" and arguments.scheduling_policy == "priority":
+    if context.prefill_order != "fcfs" and arguments.scheduling_policy == "priority":
         raise EngineError("--scheduling-policy priority needs --prefill-order fcfs")
     most = max(mode.chunk for mode in plan.modes.values())
     if arguments.max_num_batched_tokens < most:

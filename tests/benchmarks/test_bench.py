@@ -124,7 +124,7 @@ def test_quick_compares_stock_vllm_with_nexus(tiny_model: Path, tmp_path: Path) 
     assert result.returncode == 0, result.stderr
     (results,) = (tmp_path / "out").glob("*.jsonl")
     stock, nexus = read_cells(results)
-    assert (stock.key.system, nexus.key.system) == ("vllm-default", "nexus-spf-plan")
+    assert (stock.key.system, nexus.key.system) == ("vllm-default", "nexus-deadline-plan")
     assert stock.setting.requests_hash == nexus.setting.requests_hash
     assert nexus.setting.plan is not None
     wanted = requests_at("random:64:8", 1.0, stock.setting.duration_s, 0, 1024).lengths

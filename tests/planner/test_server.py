@@ -137,10 +137,10 @@ def test_a_prompt_that_the_lane_gives_up_comes_back_when_its_pass_is_over(model)
 class Alternating(System):
     """A split for some decisions, then chunks for as many."""
 
-    def chooser(self, longest):
+    def chooser(self, times, longest):
         count = itertools.count()
         modes = [SPLIT.mode, Mode(mode="fused", chunk=256)]
-        return lambda *_: modes[next(count) // 5 % 2], None
+        return lambda *_: (modes[next(count) // 5 % 2], 0.0), None
 
 
 ALTERNATING = Alternating("alternating")

@@ -94,7 +94,7 @@ def test_partitions_that_are_hardly_better_are_not_planned(contest, best):
     assert {mode.mode for mode in best[1].modes.values()} == {"fused"}
 
 
-@pytest.mark.parametrize("load", [0.2, 0.4, 0.6])
+@pytest.mark.parametrize("load", [0.2, 0.4, 0.5])
 def test_prompts_come_sooner_under_light_load_and_everyone_keeps_its_bounds(
     contest, best, load, monkeypatch
 ):

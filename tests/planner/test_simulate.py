@@ -18,6 +18,7 @@ from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Mode
 from nexus.planner.workload import Lengths, Requests, poisson
 from nexus.profiles.schema import Engine
+from nexus.runtime.line import ORDERS
 
 LENGTHS = st.lists(
     st.tuples(st.integers(1, 3000), st.integers(1, 60), st.floats(0.0, 0.5)),
@@ -124,9 +125,10 @@ def test_shortest_first_passes_a_long_prompt(model, h200_profile):
             requests_of(rows),
             System("fused", Mode(mode="fused", chunk=512), order=order),
         ).ttft_ms
-        for order in ("fcfs", "spf")
+        for order in ORDERS
     }
-    assert ttft["spf"][1:].mean() * 3 < ttft["fcfs"][1:].mean()
+    for order in ("spf", "deadline"):
+        assert ttft[order][1:].mean() * 3 < ttft["fcfs"][1:].mean()
 
 
 def test_decode_goes_on_beside_the_lane(model, h200_profile):

@@ -1,13 +1,11 @@
-"""The policy: what the table says, without flapping; and prompts' order."""
-
-from itertools import pairwise
+"""The policy: what the table says, without flapping."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.planner.table import Axes, Mode, Row, Table
 from nexus.runtime.pace import Pace
-from nexus.runtime.policy import LATE_TOKENS, Line, Policy, State
+from nexus.runtime.policy import Policy, State
 
 
 class _Plan:
@@ -58,43 +56,3 @@ def test_leaving_upwards_and_coming_back_takes_the_whole_band() -> None:
     policy = policy_of(table([OVERLAP, SPLIT], (100, 200)))
     modes = [policy.decide(State(batch, 0, 0), nobody)[0].mode for batch in (150, 98, 90, 98)]
     assert modes == ["split", "split", "overlap", "overlap"]
-
-
-PROMPTS = st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 1e5)), min_size=2, max_size=20)
-
-
-@given(PROMPTS)
-def test_spf_order_is_that_of_length_minus_aging_at_any_moment(
-    prompts: list[tuple[int, float]],
-) -> None:
-    now, gamma = 2e5, 500.0
-    line = Line("spf", gamma)
-    by_rank = sorted(prompts, key=lambda p: line.rank(*p))
-    scores = [length - gamma * (now - arrival) for length, arrival in by_rank]
-    assert all(a <= b + 1e-3 for a, b in pairwise(scores))
-
-
-@given(PROMPTS)
-def test_fcfs_order_is_that_of_arrival(prompts: list[tuple[int, float]]) -> None:
-    line = Line("fcfs", ttft_s=1.0)
-    line.now_s = 5e4
-    by_rank = sorted(prompts, key=lambda p: line.rank(*p))
-    arrivals = [arrival for _, arrival in by_rank]
-    assert arrivals == sorted(arrivals)
-
-
-@given(PROMPTS, st.floats(0, 1e5))
-def test_prompts_that_can_be_on_time_go_first(prompts: list[tuple[int, float]], now: float) -> None:
-    line = Line("spf", 50.0, ttft_s=0.5, tokens_per_s=20_000.0)
-    line.now_s = now
-    here = [prompt for prompt in prompts if now - 10 < prompt[1] <= now]  # none is aged much yet
-    by_rank = sorted(here, key=lambda p: line.rank(*p))
-    late = [arrival + 0.5 - length / 20_000 < now for length, arrival in by_rank]
-    assert late == sorted(late)
-
-
-@given(st.integers(1, 10_000), st.floats(0, 1e5))
-def test_nobody_waits_for_ever(length: int, arrival: float) -> None:
-    line = Line("spf", 50.0, ttft_s=0.5, tokens_per_s=20_000.0)
-    line.now_s = arrival + 1 + (length + LATE_TOKENS) / 50.0
-    assert line.rank(length, arrival) < line.rank(1, line.now_s)  # of the shortest newcomer

@@ -24,6 +24,7 @@ from nexus.planner.table import (
 from nexus.profiles.schema import Engine, Machine, Model, Provenance
 
 KV_CACHE_BYTES = 1 << 28
+TOKENS_PER_S = 1000.0  # at which a plan's prompts are computed
 
 OpenEngine = Callable[..., Any]
 MakePlan = Callable[[Sequence[int]], Path]
@@ -31,12 +32,14 @@ MakePlan = Callable[[Sequence[int]], Path]
 
 @pytest.fixture
 def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine:
-    """A context manager: ``open_engine(plan=None, order="spf", lane=False, **llm_options)``."""
+    """A context manager: ``open_engine(plan=None, order="deadline", lane=False, **llm_options)``."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
     @contextmanager
-    def open_one(plan: Path | None = None, order: Any = "spf", **options: Any) -> Iterator[Any]:
+    def open_one(
+        plan: Path | None = None, order: Any = "deadline", **options: Any
+    ) -> Iterator[Any]:
         from vllm import LLM
         from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -85,7 +88,8 @@ def make_plan(tmp_path: Path) -> MakePlan:
         modes = {f"fused-{chunk}": Mode("fused", chunk) for chunk in chunks}
         names = list(modes)
         rows = tuple(
-            Row(*state, mode=names[index % len(names)]) for index, state in enumerate(axes.states())
+            Row(*state, mode=names[index % len(names)], prefill_tokens_per_s=TOKENS_PER_S)
+            for index, state in enumerate(axes.states())
         )
         plan = Plan(
             provenance=Provenance("2026-01-01T00:00:00+00:00", "test", {}),

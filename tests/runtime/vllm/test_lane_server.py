@@ -52,7 +52,7 @@ def test_what_the_lane_cannot_do_is_refused_in_one_line(
 ) -> None:
     words = [*OPTIONS, *options, "--port", "0"]
     with pytest.raises(EngineError) as caught:
-        serve(str(tiny_model), words, lane_plan((OVERLAP,)), "spf", 500.0, force=True)
+        serve(str(tiny_model), words, lane_plan((OVERLAP,)), "deadline", 500.0, force=True)
     assert named in str(caught.value)
     assert "overlap-1" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -75,7 +75,7 @@ def test_a_plan_of_something_else_is_refused_before_an_engine_starts(
     write_plan(path, replace(plan, machine=this_machine(), model=model, provenance=provenance))
     words = [*OPTIONS, "--dtype", dtype, "--port", "0"]
     with pytest.raises(MismatchError, match=f"{told}.*--force") as caught:
-        serve(str(tiny_model), words, path, "spf", 500.0, force=False)
+        serve(str(tiny_model), words, path, "deadline", 500.0, force=False)
     assert "\n" not in str(caught.value)
 
 

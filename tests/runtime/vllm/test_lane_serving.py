@@ -123,7 +123,7 @@ def ending_later(driver: Any) -> None:
     driver._launcher.launch = lambda *args, **options: Later(launch(*args, **options))
 
 
-@pytest.mark.parametrize("order", ["spf", "fcfs"])
+@pytest.mark.parametrize("order", ["deadline", "fcfs"])
 def test_same_tokens_when_passes_end_late_and_modes_change(
     open_engine: Any, lane_plan: Any, order: str
 ) -> None:

@@ -78,7 +78,7 @@ def stock_tokens() -> dict[str, list[tuple[int, ...]]]:
     return {}
 
 
-@pytest.mark.parametrize("order", ["spf", "fcfs"])
+@pytest.mark.parametrize("order", ["deadline", "spf", "fcfs"])
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 def test_same_tokens_as_stock_vllm(
     open_engine: Any, make_plan: Any, stock_tokens: Any, chunks: tuple[int, ...], order: str
@@ -91,7 +91,7 @@ def test_same_tokens_as_stock_vllm(
         assert generate(llm, wanted) == stock_tokens["tokens"]
 
 
-@pytest.mark.parametrize("order", ["spf", "fcfs"])
+@pytest.mark.parametrize("order", ["deadline", "spf", "fcfs"])
 def test_same_tokens_through_the_asynchronous_scheduler(
     open_engine: Any, make_plan: Any, order: str
 ) -> None:
@@ -143,7 +143,7 @@ def test_every_step_has_the_batch_that_the_table_names(open_engine: Any, make_pl
 
 def test_short_prompts_pass_a_long_one(open_engine: Any, make_plan: Any) -> None:
     mean_wait = {}
-    for order in ("spf", "fcfs"):
+    for order in ("deadline", "spf", "fcfs"):
         with open_engine(make_plan((128,)), order) as llm:
             driver = Stepper(llm)
             driver.add("long", [7] * 1500, arrival_s=0.0)
@@ -153,7 +153,7 @@ def test_short_prompts_pass_a_long_one(open_engine: Any, make_plan: Any) -> None
         assert len(driver.tokens["long"]) == 4
         waits = [step for name, step in driver.first_step.items() if name != "long"]
         mean_wait[order] = sum(waits) / 20
-    assert mean_wait["fcfs"] >= 3 * mean_wait["spf"]
+    assert mean_wait["fcfs"] >= 3 * max(mean_wait["spf"], mean_wait["deadline"])
 
 
 @pytest.mark.parametrize("short", [20, 100], ids=["shares the step", "takes the step"])
@@ -232,6 +232,35 @@ def test_a_prompt_that_is_late_lets_those_pass_that_are_not(
         driver.add("on time", [9] * 600, arrival_s=now)
         driver.finish()
         assert driver.first_step["on time"] < driver.first_step["late"]
+
+
+@pytest.mark.parametrize(("order", "first"), [("deadline", "older"), ("spf", "shorter")])
+def test_an_older_prompt_goes_first_where_both_can_be_on_time_only_so(
+    open_engine: Any, make_plan: Any, order: str, first: str
+) -> None:
+    with open_engine(make_plan((64,)), order, aging=50.0) as llm:
+        driver = Stepper(llm)
+        now = time.time()  # the bound is 2 s, and 1000 tokens take one
+        driver.add("older", [7] * 700, arrival_s=now - 1.1)
+        driver.add("shorter", [9] * 600, arrival_s=now)
+        driver.add("hopeless", [5] * 1600, arrival_s=now - 0.3)
+        driver.finish()
+    assert min(driver.first_step, key=driver.first_step.__getitem__) == first
+    assert max(driver.first_step, key=driver.first_step.__getitem__) == "hopeless"
+
+
+def test_a_half_done_prompt_that_is_to_be_on_time_is_not_passed(
+    open_engine: Any, make_plan: Any
+) -> None:
+    with open_engine(make_plan((64,)), "deadline") as llm:
+        driver = Stepper(llm)
+        now = time.time()
+        driver.add("half done", [7] * 1000, arrival_s=now - 0.7)
+        driver.step()
+        driver.step()
+        driver.add("shorter", [9] * 500, arrival_s=now)
+        driver.finish()
+    assert driver.first_step["half done"] < driver.first_step["shorter"]
 
 
 def test_a_prompt_becomes_late_while_it_waits(open_engine: Any, make_plan: Any) -> None:
