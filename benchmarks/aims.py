@@ -7,7 +7,7 @@ runs decides.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nexus.benchmarks.compare import DEFAULT, STOCK, Duel, Figure, Table, duels
+from nexus.benchmarks.compare import DEFAULT, STOCK, Duel, Figure, Ratio, Table, duels
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.results import Cell
 
@@ -54,12 +54,12 @@ def _gain(tables: Sequence[Table], model: str, workload: str, bounds: Objective)
         if table.workload != workload:
             continue
         ratios = [
-            (ratio.worst, ratio, system)
+            (ratio, system)
             for system in PLANS
             if (ratio := table.ratio(system, bounds)) is not None
         ]
         if ratios:
-            _, ratio, system = max(ratios, key=lambda one: one[0])
+            ratio, system = max(ratios, key=lambda one: _surest(one[0]))
             return Aim(what, f"{ratio} ({system})", ratio.reaches(GAIN))
     return Aim(what, "not run", None)
 
@@ -71,13 +71,18 @@ def _never_below(tables: Sequence[Table], model: str) -> Aim:
         for bounds in OBJECTIVES:
             own = [ratio for name in PLANS if (ratio := table.ratio(name, bounds)) is not None]
             if own:
-                best = max(own, key=lambda ratio: ratio.worst)
+                best = max(own, key=_surest)
                 found.append((best, f"{best} ({table.workload} at {bounds.name})"))
     if not found:
         return Aim(what, "not run", None)
     below = [one for one in found if one[0].reaches(NEVER_BELOW) is False]
     worst, where = min(below or found, key=lambda one: (one[0].at_least, one[0].worst))
     return Aim(what, where, worst.reaches(NEVER_BELOW))
+
+
+def _surest(ratio: Ratio) -> tuple[float, float]:
+    """By what it is surely not below; by the most that it may be where nothing says."""
+    return ratio.at_least, ratio.worst
 
 
 def _tail(tables: Sequence[Table], model: str) -> list[Aim]:

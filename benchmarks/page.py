@@ -22,6 +22,7 @@ _SYMBOLS = (
     *("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down"),
     *("circle-open", "square-open", "diamond-open", "triangle-up-open", "cross", "hexagon"),
     *("cross-open", "hexagon-open", "star-open", "triangle-down-open", "pentagon"),
+    *("pentagon-open", "star-diamond", "star-square", "hourglass", "bowtie", "star-triangle-up"),
 )
 _STYLE = """
 :root{color-scheme:light} body{font:16px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1180px;

@@ -1,6 +1,7 @@
 """Systems side by side, the page and the document, also of runs that are incomplete."""
 
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import pytest
 
 from nexus.benchmarks.aims import aims
-from nexus.benchmarks.compare import Figure, duels, latest, mean_and_range, tables_of
+from nexus.benchmarks.compare import STOCK, Figure, duels, latest, mean_and_range, tables_of
 from nexus.benchmarks.document import document, goodput_rows
 from nexus.benchmarks.metrics import Metrics, Objective, PerRequest
 from nexus.benchmarks.page import render
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting
+from nexus.benchmarks.systems import SYSTEMS
 from nexus.planner.spread import Spread
 from nexus.profiles.schema import Machine
 
@@ -144,6 +146,13 @@ def test_an_aim_that_a_bracket_leaves_open_is_neither_met_nor_missed() -> None:
     assert (gain.found, gain.met) == ("1.10× to 4.12× (nexus-spf-plan)", None)
 
 
+def test_an_aim_is_judged_by_who_surely_reaches_most() -> None:
+    never = run("nexus-deadline-plan", 60.0, 0.1, 900.0, "500/15")  # up to 7 times as much
+    both = aims(tables_of([*CELLS, never]))[0]
+    assert "nexus-spf-plan" in both.found
+    assert both == aims(tables_of(CELLS))[0]
+
+
 def test_aims_say_what_was_not_run() -> None:
     found = {aim.what.partition(", ")[2] or aim.what: aim for aim in aims(tables_of(CELLS))}
     gain = found["azure_conv at 500/15: goodput at least 1.3× the best stock setting"]
@@ -226,6 +235,14 @@ def test_overload_is_where_the_default_does_not_keep_up() -> None:
     assert "most 2.25×" in worse[1].found
     cells = [replace(cell, key=replace(cell.key, rate=5.0)) for cell in cells[2:]]
     assert all(aim.met is None for aim in aims(tables_of(cells)) if "overloaded" in aim.what)
+
+
+def test_the_page_tells_all_systems_apart() -> None:
+    systems = list(SYSTEMS)
+    cells = [run(name, 8.0, 1.0, 10.0, None if name in STOCK else "500/15") for name in systems]
+    page = render(tables_of(cells))
+    symbols = set(re.findall(r'"symbol":"([^"]+)"', page))
+    assert len(symbols) == len(systems)
 
 
 def test_page_and_document_stand_with_what_there_is() -> None:
