@@ -14,7 +14,8 @@ from nexus.planner.simulate import System, stock_system
 from nexus.planner.table import Bounds, Mode, Plan, Table
 from nexus.planner.workload import Requests
 
-STOCK_CHUNKS = (256, 512, 2048, 8192)  # what a tuned vLLM without Nexus is run with
+# What a tuned vLLM without Nexus is run with: which is best depends on the bounds.
+STOCK_CHUNKS = (256, 320, 384, 512, 1024, 2048, 8192)
 RULES = (
     Rule("prices"),
     Rule("prices", nearly=0.9),
