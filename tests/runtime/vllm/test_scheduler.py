@@ -78,7 +78,7 @@ def stock_tokens() -> dict[str, list[tuple[int, ...]]]:
     return {}
 
 
-@pytest.mark.parametrize("order", ["deadline", "spf", "fcfs"])
+@pytest.mark.parametrize("order", ["deadline", "fcfs"])
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 def test_same_tokens_as_stock_vllm(
     open_engine: Any, make_plan: Any, stock_tokens: Any, chunks: tuple[int, ...], order: str
@@ -91,7 +91,7 @@ def test_same_tokens_as_stock_vllm(
         assert generate(llm, wanted) == stock_tokens["tokens"]
 
 
-@pytest.mark.parametrize("order", ["deadline", "spf", "fcfs"])
+@pytest.mark.parametrize("order", ["deadline", "fcfs"])
 def test_same_tokens_through_the_asynchronous_scheduler(
     open_engine: Any, make_plan: Any, order: str
 ) -> None:
