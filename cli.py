@@ -13,6 +13,7 @@ from nexus import __version__
 from nexus.benchmarks.cli import bench
 from nexus.errors import NexusError, UserError
 from nexus.planner.cli import (
+    DEFAULT_PREFILL_ORDER,
     AgingOption,
     PartitionerOption,
     PrefillOrderOption,
@@ -136,7 +137,7 @@ def serve(
         typer.Option(
             help="Waiting prompts: as many on time as can be, the shortest first, or as they come."
         ),
-    ] = PrefillOrderOption.deadline,
+    ] = DEFAULT_PREFILL_ORDER,
     prefill_aging_tokens_per_s: AgingOption = DEFAULT_AGING_TOKENS_PER_S,
     force: Annotated[
         bool, typer.Option("--force", help="Serve another model or machine than the plan's.")

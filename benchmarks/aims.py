@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from nexus.benchmarks.compare import DEFAULT, STOCK, Duel, Figure, Ratio, Table, duels
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.results import Cell
+from nexus.runtime.line import ORDERS
 
-PLANS = ("nexus-deadline-plan", "nexus-spf-plan", "nexus-fcfs-plan")
+PLANS = tuple(f"nexus-{order}-plan" for order in ORDERS)
 GAIN, NEVER_BELOW, TAIL_GAIN, OVERLOAD_GAIN = 1.3, 0.97, 5.0, 5.0
 LONGEST_AT_MOST, IDLE_AT_MOST = 2.0, 1.05
 _TIGHT = tuple(map(Objective.parse, ("500/15", "1000/25")))

@@ -80,9 +80,7 @@ DECISIVE = (
     _stock(None),
     _stock(512),
     _stock(2048),
-    _nexus("deadline", "plan"),
-    _nexus("spf", "plan"),
-    _nexus("fcfs", "plan"),
+    *(_nexus(order, "plan") for order in ORDERS),
 )
 OTHERS = (
     *(_nexus(order, sharing) for sharing in _PARTS for order in ORDERS),

@@ -12,7 +12,7 @@ from nexus.planner.workload import Lengths, Requests, lengths_of, read_trace
 from nexus.profiles.documents import write_atomically
 from nexus.profiles.schema import Profile, read_profile
 from nexus.profiles.shipped import green_twin, shipped_profiles
-from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, PrefillOrder
+from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
 from nexus.terminal import assume, command_line, err, now, profile_here
 
 MOST = 1e9  # of anything that a user states in tokens, milliseconds or requests a second
@@ -61,6 +61,7 @@ class PrefillOrderOption(StrEnum):
     fcfs = "fcfs"
 
 
+DEFAULT_PREFILL_ORDER = PrefillOrderOption(DEFAULT_ORDER)
 AgingOption = Annotated[
     float, typer.Option(help="Tokens that a second of waiting is worth; not for fcfs.", min=0.0)
 ]
@@ -192,7 +193,7 @@ def simulate(
     num_requests: Annotated[int, typer.Option(help="How many.", min=1)] = 10_000,
     prefill_order: Annotated[
         PrefillOrderOption, typer.Option(help="As in `nexus serve`.")
-    ] = PrefillOrderOption.deadline,
+    ] = DEFAULT_PREFILL_ORDER,
     prefill_aging_tokens_per_s: AgingOption = DEFAULT_AGING_TOKENS_PER_S,
     stock: Annotated[
         list[int] | None, typer.Option(help="Also stock vLLM with this chunk; repeatable.", min=1)

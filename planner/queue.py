@@ -17,7 +17,7 @@ class ImaginedQueue:
 
     def __init__(self, line: Line) -> None:
         """``line`` ranks the sequences."""
-        self.line = line
+        self._line = line
         self._entries: list[_Entry] = []  # those with a rank that is no longer theirs among them
         self._late_after: list[_Entry] = []
 
@@ -39,7 +39,7 @@ class ImaginedQueue:
         """It waits from now on."""
         sequence.waits = True
         self._enter(sequence)
-        after_s = self.line.late_after(prompt_of(sequence))
+        after_s = self._line.late_after(prompt_of(sequence))
         if after_s < inf and not sequence.put_back:
             heappush(self._late_after, (after_s, sequence.index, sequence))
 
@@ -53,7 +53,7 @@ class ImaginedQueue:
 
     def advance(self, now_s: float) -> None:
         """Time has passed: prompts that are too late by now go behind those that are not."""
-        self.line.now_s = now_s
+        self._line.now_s = now_s
         while self._late_after and self._late_after[0][0] < now_s:
             sequence = heappop(self._late_after)[2]
             if sequence.waits:
@@ -61,7 +61,7 @@ class ImaginedQueue:
 
     def arrange(self, half_done: Collection[Sequence], tokens_per_s: float) -> None:
         """Choose who goes first, of those that wait and of those whose prompt is ``half_done``."""
-        changed = self.line.arrange(self._in_time(half_done), tokens_per_s)
+        changed = self._line.arrange(self._contenders(half_done), tokens_per_s)
         if changed:
             for _, _, sequence in self._late_after:
                 if sequence.waits and sequence.index in changed:
@@ -69,19 +69,14 @@ class ImaginedQueue:
         for sequence in half_done:
             sequence.rank = self._rank(sequence)
 
-    def _in_time(self, half_done: Collection[Sequence]) -> Iterator[Prompt]:
-        for _, _, sequence in self._late_after:
-            if sequence.waits and not sequence.put_back:
-                yield prompt_of(sequence)
-        for sequence in half_done:
-            prompt = prompt_of(sequence)
-            if not sequence.put_back and not self.line.is_late(prompt):
-                yield prompt
+    def _contenders(self, half_done: Collection[Sequence]) -> Iterator[Prompt]:
+        waiting = (each for _, _, each in self._late_after if each.waits)
+        return (prompt_of(each) for each in (*waiting, *half_done) if not each.put_back)
 
     def _rank(self, sequence: Sequence) -> float:
         if sequence.put_back:
             return _FRONT + sequence.arrival_s
-        return self.line.rank(prompt_of(sequence))
+        return self._line.rank(prompt_of(sequence))
 
     def _enter(self, sequence: Sequence) -> None:
         sequence.rank = self._rank(sequence)

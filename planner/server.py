@@ -93,7 +93,7 @@ class ImaginedServer(ImaginedEngine):
         self._hand_over()
         state = State(self._batch, self._kv_of_running(), self._backlog)
         mode, tokens_per_s = self.choose(state, self._all_afford_a_late_gap)
-        self._waiting.arrange(self._partial, tokens_per_s if mode.mode == "fused" else 0.0)
+        self._waiting.arrange(self._partial, tokens_per_s)
         if self.states is not None:
             self.states.append((self.now, state))
         if not (self._backlog or self._lane.num_prompts or self._lane.passes):

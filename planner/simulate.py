@@ -19,7 +19,7 @@ from nexus.planner.workload import Requests
 from nexus.profiles.schema import Engine
 from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, Line, PrefillOrder
 from nexus.runtime.pace import Pace
-from nexus.runtime.policy import Policy, State
+from nexus.runtime.policy import Policy, State, rate_in_steps
 
 GOOD_GAPS = 0.95  # of a request's gaps must be within TBT for the request to be
 
@@ -68,7 +68,7 @@ class System:
 
         def choose(state: State, all_afford: Callable[[], bool]) -> tuple[Mode, float]:
             mode, row = policy.decide(state, all_afford)
-            return mode, row.prefill_tokens_per_s
+            return mode, rate_in_steps(mode, row)
 
         return choose, policy.pace
 

@@ -90,16 +90,15 @@ class Line:
     def arrange(self, prompts: Iterable[Prompt], tokens_per_s: float) -> set[Hashable]:
         """Choose who goes first in ``deadline`` order; the keys of those whose rank changed.
 
-        ``prompts`` are all that are not late yet, whether they wait or are half done, and
-        ``tokens_per_s`` is the rate at which they are computed; where that is 0, not known, the
-        order is ``spf``. Part of the rate is left for those that are yet to come. Who is chosen
-        ranks as a prompt of no tokens that came just now: who has waited long enough is still
-        before it.
+        ``prompts`` wait or are half done; those that are late are passed over. ``tokens_per_s`` is
+        the rate at which they are computed; where that is 0, not known, the order is ``spf``. Part
+        of the rate is left for those that are yet to come. Who is chosen ranks as a prompt of no
+        tokens that came just now: who has waited long enough is still before it.
         """
         before = self._ahead
         if self.order != "deadline" or self._ttft_s == inf or not (before or tokens_per_s):
             return set()
-        here = {prompt.key: prompt for prompt in prompts}
+        here = {prompt.key: prompt for prompt in prompts if not self.is_late(prompt)}
         first = self._first(list(here.values()), tokens_per_s) if tokens_per_s else []
         if [key for key in before if key in here] == first:
             self._ahead = {key: before[key] for key in first}

@@ -24,6 +24,14 @@ class State:
     prefill_backlog: int
 
 
+def rate_in_steps(mode: Mode, row: Row) -> float:
+    """Prompt tokens per second by which steps in ``mode`` rank prompts anew; 0: they do not.
+
+    On the lane ranks stay what they were: those of a choice at one step would not do.
+    """
+    return row.prefill_tokens_per_s if mode.mode == "fused" else 0.0
+
+
 class Policy:
     """Chooses each step's mode.
 

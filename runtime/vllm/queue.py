@@ -60,16 +60,15 @@ class RankedQueue(FCFSRequestQueue):
 
         ``tokens_per_s`` is the rate at which prompts are computed now, 0 if not known.
         """
-        self._insert_anew(self._line.arrange(self._in_time(half_done), tokens_per_s))
+        self._insert_anew(self._line.arrange(self._contenders(half_done), tokens_per_s))
 
-    def _in_time(self, half_done: Sequence[Request]) -> Iterator[Prompt]:
+    def _contenders(self, half_done: Sequence[Request]) -> Iterator[Prompt]:
         for _, _, request in self._late_after:
             if _is_to_be_scheduled(request):
                 yield prompt_of(request)
         for request in half_done:
-            prompt = prompt_of(request)
-            if request.num_preemptions == 0 and not self._line.is_late(prompt):
-                yield prompt
+            if request.num_preemptions == 0:
+                yield prompt_of(request)
 
     def rank(self, request: Request) -> float:
         """Lowest first."""

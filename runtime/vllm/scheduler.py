@@ -20,7 +20,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from nexus.runtime.line import Line
 from nexus.runtime.pace import affords
-from nexus.runtime.policy import State
+from nexus.runtime.policy import State, rate_in_steps
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.observed import Decision, ObservedScheduler
 from nexus.runtime.vllm.queue import RankedQueue, remaining_prefill
@@ -58,9 +58,7 @@ class _Planned(ObservedScheduler):
         self.nexus_decision = Decision(state, mode, row)
         if self._ranked:
             self.waiting.advance(time.time())  # the clock of arrivals
-            # On the lane ranks stay what they were: those of a choice at one step would not do.
-            in_steps = mode.mode == "fused"
-            self.waiting.arrange(prefills, row.prefill_tokens_per_s if in_steps else 0.0)
+            self.waiting.arrange(prefills, rate_in_steps(mode, row))
             prefills.sort(key=self.waiting.rank)
         decodes = decode_batch + len(self.finished_recving_kv_req_ids)
         chunk = mode.prompt_tokens(decodes)
