@@ -15,6 +15,7 @@ STOCK = tuple(name for name, system in SYSTEMS.items() if system.sharing is None
 DEFAULT = "vllm-default"
 
 _LONG_S = 60.0
+_NEAR = 0.5  # within bounds: with less at every rate, they were rates for other bounds
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,18 @@ class Table:
         """The stock setting with the highest goodput, or the one that may have it.
 
         Where nothing says how high one of them goes: the one that surely goes highest, open
-        upwards.
+        upwards. Those that only ran far beyond what they sustain count if there are no others.
         """
         found = [(name, self.crossing(name, objective)) for name in STOCK if name in self.systems]
         there = [(name, edge) for name, edge in found if edge is not None]
+        there = [one for one in there if self._ran_near(one[0], objective)] or there
         if any(edge.at_most is None for _, edge in there):
             name, edge = max(there, key=lambda one: one[1].at_least)
             return name, Crossing(edge.at_least, None, edge.at_least)
         return max(there, key=_most, default=None)
+
+    def _ran_near(self, system: str, objective: Objective) -> bool:
+        return max(attained(self.of(system, objective), objective).values()) >= _NEAR
 
     def ratio(self, system: str, objective: Objective, over: str | None = None) -> Ratio | None:
         """Its goodput over that of ``over``, else of the best stock setting.

@@ -107,7 +107,7 @@ def _by_hash(paths: Iterable[Path]) -> dict[str, Plan]:
             plan = read_plan(path)
         except DocumentError:
             continue  # a profile, say
-        made |= {plan.hash: plan, plan_hash(plan): plan}
+        made[plan_hash(plan)] = plan
     return made
 
 

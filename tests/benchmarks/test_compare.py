@@ -85,6 +85,16 @@ def test_every_stock_setting_says_what_the_best_is_not_below() -> None:
     assert str(table.ratio("nexus-spf-plan", TIGHT)) == "≤ 4.12×"
 
 
+@pytest.mark.parametrize(("good", "best"), [(0.1, "vllm-default"), (0.6, "vllm-1024")])
+def test_what_ran_only_for_other_bounds_does_not_open_the_best(good: float, best: str) -> None:
+    (table,) = tables_of([*CELLS, run("vllm-1024", 19.0, good, 9000.0)])
+    found = table.best_stock(TIGHT)
+    assert found is not None
+    assert found[0] == best
+    (alone,) = tables_of([run("vllm-1024", 19.0, good, 9000.0)])
+    assert alone.best_stock(TIGHT) == ("vllm-1024", alone.crossing("vllm-1024", TIGHT))
+
+
 def test_a_bracket_without_an_end_gives_one_end_of_the_ratio() -> None:
     (table,) = tables_of(CELLS[:1] + CELLS[4:])
     assert str(table.ratio("nexus-spf-plan", TIGHT)).startswith("≤ ")

@@ -73,7 +73,7 @@ def test_stock_vllm_is_predicted() -> None:
 
 def test_what_is_not_known_is_left_out() -> None:
     cells = [cell for cell in read_cells(PLANNED) if cell.key.system == "nexus-spf-plan"]
-    plans = sorted((RESULTS / "plans").rglob("*.yaml"))
+    plans = sorted((RESULTS / "plans" / "spf").glob("*.yaml"))
     assert len(Predictor([PROFILE], plans).pairs(cells[:2])) == 2
     assert Predictor([PROFILE], []).pairs(cells[:2]) == []  # each served with a plan
     assert Predictor([], plans).pairs(cells[:2]) == []
