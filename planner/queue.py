@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from heapq import heappop, heappush
+from itertools import chain
 from math import inf
 
 from nexus.planner.sequence import Sequence
@@ -71,7 +72,7 @@ class ImaginedQueue:
 
     def _contenders(self, half_done: Collection[Sequence]) -> Iterator[Prompt]:
         waiting = (each for _, _, each in self._late_after if each.waits)
-        return (prompt_of(each) for each in (*waiting, *half_done) if not each.put_back)
+        return (prompt_of(each) for each in chain(waiting, half_done) if not each.put_back)
 
     def _rank(self, sequence: Sequence) -> float:
         if sequence.put_back:
