@@ -99,16 +99,14 @@ class Table:
         Where nothing says how high one of them goes: the one that surely goes highest, open
         upwards. Those that only ran far beyond what they sustain count if there are no others.
         """
-        found = [(name, self.crossing(name, objective)) for name in STOCK if name in self.systems]
-        there = [(name, edge) for name, edge in found if edge is not None]
-        there = [one for one in there if self._ran_near(one[0], objective)] or there
+        shares = {name: attained(self.of(name, objective), objective) for name in STOCK}
+        ran = {name: at for name, at in shares.items() if at}
+        near = {name: at for name, at in ran.items() if max(at.values()) >= _NEAR}
+        there = [(name, crossing(at)) for name, at in (near or ran).items()]
         if any(edge.at_most is None for _, edge in there):
             name, edge = max(there, key=lambda one: one[1].at_least)
             return name, Crossing(edge.at_least, None, edge.at_least)
         return max(there, key=_most, default=None)
-
-    def _ran_near(self, system: str, objective: Objective) -> bool:
-        return max(attained(self.of(system, objective), objective).values()) >= _NEAR
 
     def ratio(self, system: str, objective: Objective, over: str | None = None) -> Ratio | None:
         """Its goodput over that of ``over``, else of the best stock setting.
