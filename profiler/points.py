@@ -5,7 +5,7 @@ holds some points of each kind out, and so does every ``HOLD_OUT``-th refining p
 model's error can be judged on points that it has never seen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -201,6 +201,7 @@ def gpu_points(sizes: Sequence[int], pairs: Sequence[tuple[int, int]], limits: L
         *(p for load in long_loads for p in _fused(total, _FEW_TOTALS, *_load(load), (0,))),
         *_fused(total, [256, 512, 2048], *_load(_LOADS[0]), limits.contexts(2048)),
         *_fused(total, [256, 512, 2048], *_load((8, far)), (far,)),
+        *_fused(total, _FEW_TOTALS, *_load(some_near), (far,)),
         *(point for load in _LOADS for point in _shared(total, sides, load, 1024, 0)),
         *_shared(total, fewer, some_far, 1024, 0),
         *_shared(total, fewer, _LOADS[2], 512, 0),
@@ -239,6 +240,17 @@ def kernel_points(sizes: Sequence[int], limits: Limits) -> list[Point]:
         point
         for count in _spread(sizes, 8, sizes[-1], _SM_COUNTS)
         for point in _solo(count, [2048], (0,), [128], (1024,))
+    ]
+    return [point for point in points if limits.allow(point)]
+
+
+def stock_points(sms: int, shared: Iterable[Sample], limits: Limits) -> list[Point]:
+    """Steps of stock vLLM on all ``sms``, beside the decodes and contexts of ``shared`` samples."""
+    loads = sorted({(s.decode_batch, s.decode_context, s.prefill_context) for s in shared})
+    points = [
+        point
+        for batch, context, before in loads
+        for point in _fused(sms, _FEW_TOTALS, [batch], (context,), (before,))
     ]
     return [point for point in points if limits.allow(point)]
 

@@ -14,6 +14,7 @@ from nexus.profiler.points import (
     core_points,
     gpu_points,
     kernel_points,
+    stock_points,
 )
 from nexus.profiles.schema import Sample, SampleMode
 
@@ -152,3 +153,25 @@ def test_a_point_s_sample_has_its_key() -> None:
     assert isinstance(sample, Sample)
     assert sample.key == point.key
     assert sample.held_out
+
+
+def test_stock_vllm_s_steps_are_those_beside_shared_decodes() -> None:
+    times = {"prefill_ms": 1.0, "decode_ms": 1.0}
+    shared = [
+        Point("overlap", 64, 132, 1024, 0, 32, 1024).sample(**times),
+        Point("split", 64, 68, 1024, 0, 32, 1024).sample(**times),
+        Point("split", 64, 68, 512, 16_384, 256, 1024).sample(**times),
+    ]
+    points = stock_points(132, shared, H200_8B)
+    assert {p.mode for p in points} == {"fused"}
+    assert {(p.decode_batch, p.decode_context, p.prefill_context) for p in points} == {
+        (32, 1024, 0),
+        (256, 1024, 16_384),
+    }
+    assert {p.chunk + p.decode_batch for p in points if p.decode_batch == 32} == {
+        256,
+        512,
+        1024,
+        2048,
+    }
+    assert stock_points(132, [], H200_8B) == []
