@@ -20,7 +20,7 @@ _SM_COUNTS = 17  # of each phase's curve against SMs
 
 # Tokens of a fused step, decodes included.
 _TOTALS = [256, 384, 512, 768, 1024, 2048]
-_FEW_TOTALS = [256, 512, 1024, 2048]
+_FEW_TOTALS = [128, 256, 512, 1024, 2048]
 # Matrix products take leaps of up to a quarter from one multiple of 32 tokens to the next.
 _EVERY_TOTAL = [*range(64, 640, 32), *range(640, 1024, 64), 1024, 1536, 2048, 4096, 8192]
 _MORE_TOTALS = [192, 320, 640, 1536]
