@@ -245,8 +245,12 @@ def kernel_points(sizes: Sequence[int], limits: Limits) -> list[Point]:
 
 
 def stock_points(sms: int, shared: Iterable[Sample], limits: Limits) -> list[Point]:
-    """Steps of stock vLLM on all ``sms``, beside the decodes and contexts of ``shared`` samples."""
-    loads = sorted({(s.decode_batch, s.decode_context, s.prefill_context) for s in shared})
+    """Steps of stock vLLM on all ``sms``, beside the decodes and contexts of ``shared`` samples.
+
+    Those of held-out samples are left out.
+    """
+    fitted = [sample for sample in shared if not sample.held_out]
+    loads = sorted({(s.decode_batch, s.decode_context, s.prefill_context) for s in fitted})
     points = [
         point
         for batch, context, before in loads

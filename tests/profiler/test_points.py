@@ -161,6 +161,7 @@ def test_stock_vllm_s_steps_are_those_beside_shared_decodes() -> None:
         Point("overlap", 64, 132, 1024, 0, 32, 1024).sample(**times),
         Point("split", 64, 68, 1024, 0, 32, 1024).sample(**times),
         Point("split", 64, 68, 512, 16_384, 256, 1024).sample(**times),
+        Point("split", 64, 68, 768, 0, 64, 768, held_out=True).sample(**times),
     ]
     points = stock_points(132, shared, H200_8B)
     assert {p.mode for p in points} == {"fused"}
