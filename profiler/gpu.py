@@ -80,6 +80,7 @@ class Meter:
         index = runner.device.index or 0
         self.contexts = GreenContexts(index)
         self._steps = QueuedSteps(worker)
+        self._stock = getattr(runner, "cudagraph_manager", None)
         mixed = sizes_up_to(most_tokens(runner))
         if mixed:
             MixedGraphs(runner, mixed)  # steps of both phases as `nexus serve` runs them
@@ -99,6 +100,14 @@ class Meter:
             if point.mode in ("split", "overlap"):
                 return self._together(point, lanes)
             return self._alone(point, lanes)
+        finally:
+            self._finish()
+
+    def stock(self, point: Point) -> Sample:
+        """Time the fused step of ``point`` with stock vLLM's graphs and attention."""
+        assert point.mode == "fused"
+        try:
+            return self._alone(point, self._lanes(point), self._stock)
         finally:
             self._finish()
 
@@ -136,9 +145,9 @@ class Meter:
         """Every split: SMs of prefill, and of decode."""
         return self.contexts.pairs()
 
-    def _alone(self, point: Point, lanes: Lanes) -> Sample:
+    def _alone(self, point: Point, lanes: Lanes, graphs: Any = None) -> Sample:
         launch = self._launcher(point, lanes)
-        with self._on(point, lanes):
+        with self._on(point, lanes, graphs):
             events = [launch() for _ in range(1 + self._ahead)]
             start = time.perf_counter()
             while len(events) < WARM_UP + MIN_REPEATS or (
@@ -251,9 +260,9 @@ class Meter:
     def _stream(self, point: Point, lanes: Lanes) -> torch.cuda.Stream:
         return lanes.prefill if point.mode == "prefill" else lanes.decode
 
-    def _on(self, point: Point, lanes: Lanes) -> Any:
-        """Run vLLM's steps where ``point`` decodes, with that partition's graphs."""
-        sms, graphs = lanes.partition.decode_sms, None
+    def _on(self, point: Point, lanes: Lanes, graphs: Any = None) -> Any:
+        """Run vLLM's steps where ``point`` decodes, with ``graphs`` or that partition's."""
+        sms = lanes.partition.decode_sms
         if point.decode_batch and sms < self.contexts.total_sms:
             key = lanes.decode.cuda_stream
             if key not in self._graphs:

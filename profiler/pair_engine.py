@@ -33,7 +33,7 @@ _DECODE_MEMORY = 0.4  # of the GPU's, for the decode engine's KV cache
 # vLLM claims this share of the GPU at least; beyond that it counts for nothing once the KV
 # cache's size is given.
 _CLAIM = "0.01"
-_CAPTURED = (*BATCHES, 512)  # batches that points have, and the longest prompt step in a graph
+_CAPTURED = BATCHES  # the largest is also the longest prompt step in a graph
 
 
 def main(descriptor: str, cores: str) -> None:

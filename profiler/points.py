@@ -1,11 +1,11 @@
 """What to measure: a coarse grid first, then the points between.
 
-The order matters: whatever the time budget cuts off is the least needed. Every
-``HOLD_OUT``-th refining point is held out, so that a model's error can be judged on
-points that it has never seen.
+The order matters: whatever the time budget cuts off is the least needed. A GPU's coarse grid
+holds some points of each kind out, and so does every ``HOLD_OUT``-th refining point, so that a
+model's error can be judged on points that it has never seen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,20 @@ HOLD_OUT = 5
 HEADROOM = 512  # tokens that a sequence may grow by while it is measured, and rounding
 
 _LEAST_SHARE = 0.45  # of the SMs for prefill: with fewer it is slower than decode needs
-_TOTALS = [256, 384, 512, 768, 1024, 2048]  # tokens of a fused step, decodes included
-# Matrix products take leaps of up to a quarter from one multiple of 32 tokens to the next.
-_EVERY_TOTAL = [*range(64, 640, 32), *range(640, 1024, 64), 1024, 1536, 2048]
-_MORE_TOTALS = [192, 320, 640, 1536]
 _LEAST_DECODE_SMS = 16  # clusters of thread blocks do not run on fewer
+_SM_COUNTS = 17  # of each phase's curve against SMs
+
+# Tokens of a fused step, decodes included.
+_TOTALS = [256, 384, 512, 768, 1024, 2048]
+_FEW_TOTALS = [128, 256, 512, 1024, 2048]
+# Matrix products take leaps of up to a quarter from one multiple of 32 tokens to the next.
+_EVERY_TOTAL = [*range(64, 640, 32), *range(640, 1024, 64), 1024, 1536, 2048, 4096, 8192]
+_MORE_TOTALS = [192, 320, 640, 1536]
+_MOST_BESIDE = 2048  # prompt tokens that are left room for beside the fullest decodes
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_LOADS = ((32, 1024), (128, 1024), (64, 4096), (256, 1024))  # decodes, and their context
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,31 @@ class Limits:
             context=max_model_len,
         )
 
+    def contexts(self, chunk: int = HEADROOM) -> tuple[int, ...]:
+        """Long contexts, each four times the one before, and the longest with ``chunk`` more.
+
+        At least one, which is 1024 where none is longer.
+        """
+        longest = (min(self.context, self.kv_tokens - HEADROOM) - chunk - 1) // 1024 * 1024
+        found = [4096]
+        while 4 * found[-1] < longest:
+            found.append(4 * found[-1])
+        return (*(each for each in found if each < longest), max(longest, 1024))
+
+    def fullest(self, batch: int, beside: int = 0) -> int:
+        """The longest context that ``batch`` decodes can all have, or 0.
+
+        A multiple of 128; there is room for ``beside`` prompt tokens in the KV cache.
+        """
+        room = (self.kv_tokens - HEADROOM - beside) // batch
+        return max(0, min(room, self.context - 1) - HEADROOM) // 128 * 128
+
+    def decodes(self, most: int, context: int) -> int:
+        """The largest of ``BATCHES`` up to ``most`` of which all can have ``context``, or 1."""
+        beside = context + _MOST_BESIDE
+        fit = [each for each in BATCHES if each <= most and self.fullest(each, beside) >= context]
+        return max(fit, default=1)
+
     def allow(self, point: Point) -> bool:
         """Whether the engine can run ``point`` at all."""
         rows = point.decode_batch + (1 if point.chunk else 0)
@@ -145,43 +176,58 @@ def gpu_points(sizes: Sequence[int], pairs: Sequence[tuple[int, int]], limits: L
     """The points of a GPU profile, most needed first.
 
     ``sizes`` are the SM counts that one phase can be confined to, all SMs last; ``pairs`` the
-    splits, SMs of prefill and of decode. The coarse grid is the fused steps, the shared pairs
-    and the curves of the commonest steps against SM count; the rest of each follows.
+    splits, SMs of prefill and of decode. The coarse grid, which takes some five minutes, is
+    whole: both phases alone up to the engine's longest context and its fullest KV cache, fused
+    steps, shared pairs, points of each kind to judge a model by, and both phases against SM
+    count. What is finer follows.
     """
     total = sizes[-1]
-    most = _spread(sizes, round(_LEAST_SHARE * total), total - 1, 9)
-    fit = [pair for pair in pairs if pair[0] >= most[0] and pair[1] >= _LEAST_DECODE_SMS]
-    sides = Sides(tuple(most), tuple(fit))
-    loads = ((32, 1024), (128, 1024), (64, 4096), (256, 1024), (8, 1024), (128, 4096))
-    chunks = [128, 256, 512, 1024, 2048, 4096, 8192]
+    sides = _sides(sizes, pairs)
+    fewer = Sides(sides.overlaps[::2], sides.splits[::2])
+    counts = _spread(sizes, 8, total, _SM_COUNTS)[:-1]
+    long = limits.contexts()
+    near, far = long[0], long[len(long) // 2]
+    most = max((batch for batch in (*BATCHES, 384) if batch < limits.sequences), default=0)
+    fullest = (most, limits.fullest(most, beside=_MOST_BESIDE)) if most else _LOADS[0]
+    some_far, some_near = (limits.decodes(32, far), far), (limits.decodes(32, near), near)
+    long_loads = (some_far, (limits.decodes(128, near), near), (8, long[-1]), fullest)
+    chunks = list(CHUNKS[1:])
     coarse = [
         *_solo(total, chunks, (0,), list(BATCHES), (1024,)),
-        *_solo(total, [512, 2048], (4096, 16384), [8, 32], (16384,)),
-        *_fused(total, _EVERY_TOTAL, *_load(loads[0]), (0,)),
-        *(point for load in loads[1:] for point in _fused(total, _TOTALS, *_load(load), (0,))),
-        *(point for load in loads[:4] for point in _shared(total, sides, load, 1024, 0)),
+        *_fused(total, _EVERY_TOTAL, *_load(_LOADS[0]), (0,)),
+        *_full_decodes(total, limits),
+        *_long_solo(total, limits, [256, 512, 2048, 8192], [1, 8, 32, 64, 128]),
+        *(point for load in _LOADS[1:] for point in _fused(total, _TOTALS, *_load(load), (0,))),
+        *(p for load in long_loads for p in _fused(total, _FEW_TOTALS, *_load(load), (0,))),
+        *_fused(total, [256, 512, 2048], *_load(_LOADS[0]), limits.contexts(2048)),
+        *_fused(total, [256, 512, 2048], *_load((8, far)), (far,)),
+        *_fused(total, _FEW_TOTALS, *_load(some_near), (far,)),
+        *(point for load in _LOADS for point in _shared(total, sides, load, 1024, 0)),
+        *_shared(total, fewer, some_far, 1024, 0),
+        *_shared(total, fewer, _LOADS[2], 512, 0),
+        *_shared(total, fewer, some_near, 512, far),
+        *_held_out(total, fewer),
         *(
             point
-            for count in _spread(sizes, 8, total, 16)[:-1]
+            for count in counts
             for point in _solo(count, [512, 2048], (0,), [32, 128], (1024,))
         ),
+        *_solo(total, [], (), [8, 64, 256, 512], (128,)),
+        *_shared(total, fewer, _LOADS[2], 2048, 0),
     ]
     refine = [
-        *(point for load in loads[:4] for point in _shared(total, sides, load, 2048, 0)),
-        *_solo(total, chunks[1:], (4096, 16384), [1, 8, 32, 64, 128, 256], (128, 4096, 16384)),
-        *(point for load in loads[4:] for point in _shared(total, sides, load, 1024, 0)),
-        *_fused(total, [512, 2048], [32, 128], (1024,), (4096, 16384)),
+        *(point for load in _LOADS for point in _shared(total, sides, load, 2048, 0)),
+        *_solo(total, chunks[3:], tuple(long), [1, 8, 16, 32, 64, 128, 256], (128, *long)),
+        *(p for load in ((8, 1024), some_near) for p in _shared(total, sides, load, 1024, 0)),
+        *_fused(total, [512, 2048], [32, 128], (1024,), tuple(long)),
+        *(p for load in _LOADS[1:3] for p in _fused(total, _MORE_TOTALS, *_load(load), (0,))),
+        *_fused(total, _TOTALS, [8], (1024,), (0,)),
+        *(point for load in _LOADS for point in _shared(total, sides, load, 512, 0)),
+        *(point for load in _LOADS for point in _shared(total, sides, load, 1024, 8192)),
+        *(point for load in _LOADS for point in _fused(total, [4096, 8192], *_load(load), (0,))),
         *(
             point
-            for load in loads[1:3]
-            for point in _fused(total, _MORE_TOTALS, *_load(load), (0,))
-        ),
-        *(point for load in loads[:4] for point in _shared(total, sides, load, 512, 0)),
-        *(point for load in loads[:4] for point in _shared(total, sides, load, 1024, 8192)),
-        *(point for load in loads for point in _fused(total, [4096, 8192], *_load(load), (0,))),
-        *(
-            point
-            for count in _spread(sizes, 8, total, 16)[:-1]
+            for count in counts
             for point in _solo(count, [256, 1024, 8192], (0,), [8, 256], (1024, 8192))
         ),
     ]
@@ -192,10 +238,66 @@ def kernel_points(sizes: Sequence[int], limits: Limits) -> list[Point]:
     """One prefill and one decode step per SM count, for their kernels' times."""
     points = [
         point
-        for count in _spread(sizes, 8, sizes[-1], 16)
+        for count in _spread(sizes, 8, sizes[-1], _SM_COUNTS)
         for point in _solo(count, [2048], (0,), [128], (1024,))
     ]
     return [point for point in points if limits.allow(point)]
+
+
+def stock_points(sms: int, shared: Iterable[Sample], limits: Limits) -> list[Point]:
+    """Steps of stock vLLM on all ``sms``, beside the decodes and contexts of ``shared`` samples.
+
+    Those of held-out samples are left out.
+    """
+    fitted = [sample for sample in shared if not sample.held_out]
+    loads = sorted({(s.decode_batch, s.decode_context, s.prefill_context) for s in fitted})
+    points = [
+        point
+        for batch, context, before in loads
+        for point in _fused(sms, _FEW_TOTALS, [batch], (context,), (before,))
+    ]
+    return [point for point in points if limits.allow(point)]
+
+
+def _sides(sizes: Sequence[int], pairs: Sequence[tuple[int, int]]) -> Sides:
+    """Nine overlaps, and every split, that leave each phase enough SMs."""
+    total = sizes[-1]
+    overlaps = _spread(sizes, round(_LEAST_SHARE * total), total - 1, 9)
+    least = overlaps[0] if overlaps else total
+    splits = [pair for pair in pairs if pair[0] >= least and pair[1] >= _LEAST_DECODE_SMS]
+    return Sides(tuple(overlaps), tuple(splits))
+
+
+def _full_decodes(total: int, limits: Limits) -> Iterator[Point]:
+    """Decodes that together fill the KV cache, or are all as long as can be."""
+    for batch in BATCHES:
+        context = limits.fullest(batch)
+        if context:
+            yield Point("decode", 0, total, decode_batch=batch, decode_context=context)
+
+
+def _long_solo(
+    total: int, limits: Limits, chunks: Sequence[int], batches: Sequence[int]
+) -> Iterator[Point]:
+    """Each phase alone with each longer context; decode has its longest in ``_full_decodes``."""
+    for chunk in chunks:
+        for context in limits.contexts(chunk):
+            yield Point("prefill", total, 0, chunk, context)
+    for context in limits.contexts()[:-1]:
+        for batch in batches:
+            yield Point("decode", 0, total, decode_batch=batch, decode_context=context)
+
+
+def _held_out(total: int, sides: Sides) -> Iterator[Point]:
+    """Points of each kind, between those that a model is fitted to; all of them held out."""
+    shapes = [
+        *_solo(total, [96, 384, 768, 1536, 3072], (0,), [24, 48, 96, 192], (768, 1536)),
+        *_solo(total, [768, 1536], (2048, 8192), [6, 12, 24], (8192, 12288)),
+        *_fused(total, [160, 288, 416, 672, 1280], [24, 96], (768, 2048), (0,)),
+        *_fused(total, [352, 896], [12], (8192,), (0, 2048)),
+        *(p for load in ((64, 768), (128, 2048)) for p in _shared(total, sides, load, 768, 0)),
+    ]
+    return (replace(point, held_out=True) for point in shapes)
 
 
 def _load(load: tuple[int, int]) -> tuple[list[int], tuple[int]]:
@@ -259,10 +361,16 @@ def _fused(
 
 
 def _first_of_each(coarse: list[Point], refine: list[Point], limits: Limits) -> Grid:
+    """What ``limits`` allow, once each; of finer points every ``HOLD_OUT``-th is held out.
+
+    Coarse points are held out only beside others of their mode and SMs, which a model is fitted to.
+    """
     seen = set()
     points = []
+    fitted = {point.key[:3] for point in coarse if not point.held_out and limits.allow(point)}
     for point in coarse:
-        if point.key not in seen and limits.allow(point):
+        useful = not point.held_out or point.key[:3] in fitted
+        if point.key not in seen and limits.allow(point) and useful:
             seen.add(point.key)
             points.append(point)
     finer: list[Point] = []

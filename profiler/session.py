@@ -18,7 +18,14 @@ from typing import Any
 from nexus.errors import EngineError, MismatchError, UserError
 from nexus.profiler.adaptive import WorstFirst
 from nexus.profiler.clocks import other_clock
-from nexus.profiler.points import Grid, Limits, core_points, gpu_points, kernel_points
+from nexus.profiler.points import (
+    Grid,
+    Limits,
+    core_points,
+    gpu_points,
+    kernel_points,
+    stock_points,
+)
 from nexus.profiles.documents import check_writable
 from nexus.profiles.schema import (
     Engine,
@@ -69,7 +76,7 @@ class Session:
 
         What a plan cannot do without is measured however long it takes.
         The coarse grid comes first, then the points of those curves that are predicted
-        worst, then kernels. ``progress(done, total, sample)`` is called after each point,
+        worst, then stock vLLM's steps and kernels. ``progress(done, total, sample)`` is called after each point,
         when the sample is already on disk.
         """
         deadline = time.monotonic() + minutes * 60
@@ -94,6 +101,7 @@ class Session:
             done += 1
             progress(done, total, sample)
         self._measure_again(deadline)
+        self._measure_stock()
         self._measure_kernels()
 
     def _can_be_planned(self) -> bool:
@@ -117,6 +125,16 @@ class Session:
             again = Sample(**self._call("nexus_measure", asdict(point)))
             if again.error is None:
                 self._keep(again)
+
+    def _measure_stock(self) -> None:
+        """Stock vLLM's own steps of both phases, beside the decodes of what shares the device."""
+        shared = [s for s in self.profile.measured if s.mode in ("split", "overlap")]
+        if self.profile.stock or not shared:
+            return
+        points = stock_points(self.profile.machine.sms, shared, self._limits())
+        stock = [Sample(**self._call("nexus_measure", asdict(point), "stock")) for point in points]
+        self.profile = replace(self.profile, stock=tuple(stock))
+        write_profile(self._path, self.profile)
 
     def _measure_kernels(self) -> None:
         """Kernel times by class; last, because CUPTI slows down what runs after it."""
@@ -232,7 +250,7 @@ def resumed(before: Profile, fresh: Profile, path: Path) -> Profile:
             old, new = replace(old, name=new.name), new
         if old != new:
             raise MismatchError(f"{path} holds a profile of another {name} (--force to replace it)")
-    return replace(fresh, samples=before.samples, kernels=before.kernels)
+    return replace(fresh, samples=before.samples, kernels=before.kernels, stock=before.stock)
 
 
 def check_origin(

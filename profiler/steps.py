@@ -35,7 +35,9 @@ class StepDriver:
         config = worker.model_runner.kv_cache_config
         self._block_sizes = [group.kv_cache_spec.block_size for group in config.kv_cache_groups]
         self._num_blocks = int(config.num_blocks)
-        self._vocab = int(worker.model_config.get_vocab_size())
+        vocabulary = int(worker.model_config.get_vocab_size())
+        longest = int(worker.model_config.max_model_len)
+        self._prompt = [(7 * position + 11) % vocabulary for position in range(longest)]
         self._next_block = 1  # vLLM keeps block 0 for padding
         self._names = (f"nexus-{number}" for number in itertools.count())
         self._decodes: list[_Sequence] = []
@@ -103,8 +105,7 @@ class StepDriver:
         return step
 
     def _new_request(self, seq: _Sequence, tokens: int) -> NewRequestData:
-        length = seq.computed + tokens
-        prompt = [(7 * position + 11) % self._vocab for position in range(length)]
+        prompt = self._prompt[: seq.computed + tokens]
         return NewRequestData(
             req_id=seq.req_id,
             prompt_token_ids=prompt,

@@ -37,11 +37,14 @@ class ProfilerExtension:
             "enforce_eager": bool(model.enforce_eager),
         }
 
-    def nexus_measure(self: Any, point: dict[str, Any]) -> dict[str, Any]:
-        """Time one point (``Point`` as a dict); a failure is a sample with its reason."""
+    def nexus_measure(self: Any, point: dict[str, Any], way: str = "measure") -> dict[str, Any]:
+        """Time one point (``Point`` as a dict); a failure is a sample with its reason.
+
+        ``way`` is a meter's method: ``measure``, or on a GPU ``stock`` for a fused step.
+        """
         wanted = Point(**point)
         try:
-            return asdict(meter_of(self).measure(wanted))
+            return asdict(getattr(meter_of(self), way)(wanted))
         except (MemoryError, RuntimeError, AssertionError, UserError) as error:
             return asdict(wanted.sample(error=reason(error)))
 

@@ -153,6 +153,7 @@ class KernelSample:
 class Profile:
     """One model's measured step times on one machine.
 
+    ``stock`` are fused steps with stock vLLM's CUDA graphs and attention, where Nexus has its own.
     Under ``mps`` each phase ran in a process of its own, whose percentage of threads gave it the
     SMs of each sample. A percentage is a cap: two that add up to more than the machine has
     share what is over.
@@ -164,6 +165,7 @@ class Profile:
     engine: Engine
     samples: tuple[Sample, ...]
     kernels: tuple[KernelSample, ...] = ()
+    stock: Annotated[tuple[Sample, ...], Field(exclude_if=lambda found: not found)] = ()
     partitioner: Partitioner = "green"
 
     @model_validator(mode="after")

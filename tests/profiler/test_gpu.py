@@ -54,13 +54,16 @@ def _measure(worker: Any) -> tuple[list[Any], list[Any]]:
     if meter.contexts.total_sms != 132:
         pytest.skip("the points are an H200's")
     samples = [meter.measure(point) for point in POINTS]
+    before = worker.model_runner.cudagraph_manager
+    stock = meter.stock(POINTS[4])
+    assert worker.model_runner.cudagraph_manager is before
     kernels = [sample for point in POINTS[::2][:2] for sample in meter.kernels(point)]
-    return samples, kernels
+    return [*samples, stock], kernels
 
 
 def test_every_mode_is_measured(llm: Any) -> None:
     ((samples, kernels),) = llm.collective_rpc(_measure)
-    assert [sample.key for sample in samples] == [point.key for point in POINTS]
+    assert [sample.key for sample in samples] == [point.key for point in (*POINTS, POINTS[4])]
     assert all(sample.repeats >= 5 for sample in samples)
     assert all(sample.sm_mhz for sample in samples)
     for phase in ("prefill", "decode"):
