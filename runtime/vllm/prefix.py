@@ -1,42 +1,47 @@
 """What the prefix cache holds of the requests that wait, and so what is left to compute of them.
 
 vLLM looks a request up when it admits it. Ranks, backlog and room need to know before, and the
-answer changes while a request waits: others compute its prefix, or its blocks are evicted. A
-look-up takes no reference and evicts nothing.
+answer changes while a request waits: others compute its prefix, or its blocks are evicted. So a
+request is looked up when it comes, when its next block has been computed, and while it is among
+the first of the queue. A look-up takes no reference and evicts nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
 from nexus.runtime.line import Prompt
 
-BLOCKS_A_STEP = 128
-"""So many blocks are looked up again at each step, or those of one request."""
+FIRST = 4
+"""So many of the queue are looked up at every step: their blocks may have been evicted."""
+
+_FEW = 64  # requests that wait no more may be remembered
 
 
 class PrefixCache:
     """The hits of requests that are not started, as last looked up."""
 
-    def __init__(self, manager: Any) -> None:
-        """``manager`` is vLLM's ``KVCacheManager``."""
+    def __init__(self, manager: Any, block_size: int) -> None:
+        """``manager`` is vLLM's ``KVCacheManager``, whose hits grow by ``block_size`` tokens."""
         self._manager = manager
-        self._block_size: int = manager.block_pool.hash_block_size
+        self._enabled: bool = manager.enable_caching
+        self._hash_size: int = manager.block_pool.hash_block_size
+        self._block_size = block_size
         self._hits: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
-        self._next = 0  # the place in the queue from which on to look again
+        self._missing: dict[Any, WeakSet[Request]] = {}  # by the hash of the next block
+        self._grown: WeakSet[Request] = WeakSet()
 
     def tokens_left(self, request: Request) -> int:
         """Prompt tokens (and, after a preemption, output tokens) still to be computed."""
         left = int(request.num_tokens - request.num_computed_tokens)
-        if request.num_computed_tokens or not self._manager.enable_caching:
+        if request.num_computed_tokens or not self._enabled:
             return left
         hit = self._hits.get(request)
-        if hit is None:
-            hit = self._hits[request] = self.look_up(request)[1]
-        return left - hit
+        return left - (self._find(request) if hit is None else hit)
 
     def prompt_of(self, request: Request) -> Prompt:
         """What the line knows of it."""
@@ -54,20 +59,37 @@ class PrefixCache:
         return found[0], int(found[1])
 
     def look_again(self, waiting: Iterable[Request]) -> set[str]:
-        """Look up some of ``waiting``, at each step others; the ids of those with other hits."""
-        changed: set[str] = set()
-        if not self._manager.enable_caching:
-            return changed
-        blocks = BLOCKS_A_STEP
-        for place, request in enumerate(islice(waiting, self._next, None), self._next):
-            if request.num_computed_tokens == 0:
-                hit = self.look_up(request)[1]
-                if hit != self._hits.get(request):
-                    self._hits[request] = hit
-                    changed.add(request.request_id)
-                blocks -= 1 + hit // self._block_size
-            if blocks <= 0:
-                self._next = place + 1
-                return changed
-        self._next = 0
-        return changed
+        """Look up who may have another hit; the ids of those that do."""
+        if not self._enabled:
+            return set()
+        looked_at = [*self._grown, *islice(waiting, FIRST)]
+        self._grown.clear()
+        return {
+            request.request_id
+            for request in looked_at
+            if request.num_computed_tokens == 0 and self._hits.get(request) != self._find(request)
+        }
+
+    def scheduled(self, output: SchedulerOutput, requests: Mapping[str, Request]) -> None:
+        """A step's tokens are in the cache from now on, for all that is scheduled after it."""
+        if not self._missing:
+            return
+        new = {each.req_id for each in output.scheduled_new_reqs}
+        for req_id, tokens in output.num_scheduled_tokens.items():
+            request = requests[req_id]
+            # The lane may have computed what comes before a new request's first step.
+            computed = 0 if req_id in new else request.num_computed_tokens - tokens
+            start = computed // self._hash_size
+            end = request.num_computed_tokens // self._hash_size
+            for block_hash in islice(request.block_hashes, start, end) if start < end else ():
+                self._grown |= self._missing.pop(block_hash, ())
+        if len(self._missing) > 2 * len(requests) + _FEW:
+            self._missing = {key: those for key, those in self._missing.items() if those}
+
+    def _find(self, request: Request) -> int:
+        hit = self._hits[request] = self.look_up(request)[1]
+        following = (hit + self._block_size) // self._hash_size
+        if following <= len(request.block_hashes):
+            block_hash = request.block_hashes[following - 1]
+            self._missing.setdefault(block_hash, WeakSet()).add(request)
+        return hit

@@ -45,7 +45,7 @@ class _Planned(ObservedScheduler):
         self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
         context = ServeContext.of(self.vllm_config)
         line = Line.of(plan, context.prefill_order, context.aging_tokens_per_s)
-        self._prefix_cache = PrefixCache(self.kv_cache_manager)
+        self._prefix_cache = PrefixCache(self.kv_cache_manager, self.block_size)
         ranks = RequestRanks(line, self._prefix_cache)
         self._ranked = context.prefill_order != "fcfs"
         if self._ranked:
@@ -81,6 +81,7 @@ class _Planned(ObservedScheduler):
             self.running = decodes + prefills
         with self._arranged(prefills, chunk):
             output = super().schedule(*args, **kwargs)
+        self._prefix_cache.scheduled(output, self.requests)
         self.note_scheduled(output, len(decodes), decode_tokens)
         return output
 

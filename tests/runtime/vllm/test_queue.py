@@ -30,7 +30,7 @@ def queue_of(ttft_s: float = 1.0, order: PrefillOrder = "spf") -> Any:
         enable_caching=False, block_pool=SimpleNamespace(hash_block_size=16)
     )
     line = Line(order, 50.0, ttft_s, 20_000.0)
-    return RankedQueue(RequestRanks(line, PrefixCache(nothing_cached)))
+    return RankedQueue(RequestRanks(line, PrefixCache(nothing_cached, 16)))
 
 
 @pytest.mark.parametrize("order", ["spf", "deadline"])

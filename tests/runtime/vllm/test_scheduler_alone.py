@@ -8,7 +8,7 @@ import copy
 import random
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.engine
 
 BLOCK = 16
 MAX_MODEL_LEN = 1024
+MAX_TOKENS = 256
 CHUNKS = [(16,), (64,), (512,), (16, 300, 64)]
 
 
@@ -101,8 +102,9 @@ class Drive:
         if server.groups != "full":
             sliding = SlidingWindowSpec(**shape, sliding_window=64)
             groups += [KVCacheGroupSpec([f"sliding {n}"], sliding) for n in range(2)]
-        # Room for the longest request, and some more.
-        blocks = 1 + len(groups) * (MAX_MODEL_LEN // BLOCK + 2) * (1 + server.blocks) // 2
+        # Room for the longest request, and some more; in a sliding window for a step's tokens.
+        longest = (MAX_MODEL_LEN + (len(groups) - 1) * (MAX_TOKENS + 64)) // BLOCK + 2 * len(groups)
+        blocks = 1 + longest * (1 + server.blocks) // 2
         config = copy.copy(config)
         config.scheduler_config = copy.copy(config.scheduler_config)
         config.scheduler_config.max_num_seqs = server.seats
@@ -121,8 +123,9 @@ class Drive:
         )
         self.hasher = get_request_block_hasher(BLOCK, partial(_digest))
         self.under_way: deque[Any] = deque()
-        self.finished: set[str] = set()
         self.missed: Counter[str] = Counter()
+        self.steps: list[Any] = []
+        self.first_step: dict[str, int] = {}
 
     def add(self, name: str, arrival: Arrival) -> None:
         from vllm import SamplingParams
@@ -169,6 +172,10 @@ class Drive:
             self.missed[name] = self.missed[name] + 1 if sits_out else 0
             assert self.missed[name] < 2, f"{name} decodes and missed two steps in a row"
         ends_prompt = {name: not scheduler.requests[name].is_prefill_chunk for name in scheduled}
+        self.steps.append(output)
+        for name, ends in ends_prompt.items():
+            if ends:
+                self.first_step.setdefault(name, len(self.steps))
         self.under_way.append((output, ends_prompt))
         while len(self.under_way) > (1 if self.server.ahead and scheduled else 0):
             self._end(*self.under_way.popleft())
@@ -216,7 +223,7 @@ def config_of(tiny_model: Path) -> Any:
             dtype="float32",
             enforce_eager=True,
             max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=1024,
+            max_num_batched_tokens=MAX_TOKENS,
             max_num_seqs=16,
             kv_cache_memory_bytes=1 << 28,
             block_size=BLOCK,
@@ -251,3 +258,108 @@ def test_every_step_moves_and_every_request_ends(
             return
         drive.step()
     raise AssertionError(f"not done after {most} steps: {list(drive.scheduler.requests)}")
+
+
+def come(prompt: int, output: int = 4, prefix: int = 0, waited_s: float = 0.0) -> Arrival:
+    return Arrival(0, prompt, output, prefix, waited_s, None)
+
+
+SERVER = Server(16, 4, "full", 0, ahead=False, caching=True, order="deadline", chunks=(64,))
+
+
+def run(drive: Drive, until: str | None = None) -> None:
+    while drive.busy and until not in drive.first_step:
+        drive.step()
+
+
+@pytest.mark.parametrize("seats", [1, 2, 4])
+@pytest.mark.parametrize("order", ["deadline", "spf"])
+def test_prompts_that_hold_all_seats_do_not_sit_out(
+    config_of: Any, plan_of: Any, seats: int, order: str
+) -> None:
+    drive = Drive(config_of(0), replace(SERVER, seats=seats, order=order), plan_of((64,)))
+    for number in range(seats - 1):
+        drive.add(f"decodes {number}", come(20, 200))
+    for _ in range(5):
+        drive.step()
+    drive.add("long", come(900))
+    for _ in range(5):
+        drive.step()
+    drive.add("short", come(100))
+    run(drive, "long")
+    assert drive.first_step["long"] <= 10 + 900 // (64 - seats)
+    run(drive)
+    assert "short" in drive.first_step
+
+
+def test_a_prompt_with_room_in_one_kv_group_alone_is_not_waited_for(
+    config_of: Any, plan_of: Any
+) -> None:
+    server = replace(SERVER, blocks=1, groups="full and sliding", caching=False, order="spf")
+    drive = Drive(config_of(0), server, plan_of((64,)))
+    drive.add("half done", come(1000))
+    for _ in range(4):
+        drive.step()
+    drive.add("waiting", come(700))
+    run(drive, "half done")
+    assert drive.first_step["half done"] <= 20
+    run(drive)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_prompt_with_a_cached_prefix_ranks_by_what_is_left(
+    config_of: Any, plan_of: Any, order: str
+) -> None:
+    drive = Drive(config_of(0), replace(SERVER, order=order), plan_of((64,)))
+    drive.add("first turn", come(800, prefix=799))
+    run(drive)
+    drive.add("follow-up", come(840, prefix=799, waited_s=0.01))
+    for number in range(12):
+        drive.add(f"cold {number}", come(400))
+    start = len(drive.steps)
+    run(drive)
+    assert drive.first_step["follow-up"] <= start + 2
+
+
+def test_a_prefix_that_another_computes_meanwhile_counts(config_of: Any, plan_of: Any) -> None:
+    drive = Drive(config_of(0), SERVER, plan_of((64,)))
+    drive.add("computes", come(800, prefix=799))
+    drive.step()
+    drive.add("cold", come(900, waited_s=0.5))
+    drive.add("same beginning", come(840, prefix=799))
+    cache, waiting = drive.scheduler._prefix_cache, drive.scheduler.waiting
+    _, waits = sorted(waiting, key=lambda request: request.request_id)
+    pool = drive.scheduler.kv_cache_manager.block_pool
+    free = pool.get_num_free_blocks()
+    assert cache.tokens_left(waits) == 840 - 64  # cached as soon as they are scheduled
+    assert pool.get_num_free_blocks() == free
+    run(drive)
+    assert drive.first_step["same beginning"] < drive.first_step["cold"]
+
+
+def test_evicted_blocks_no_longer_count(config_of: Any, plan_of: Any) -> None:
+    drive = Drive(config_of(0), replace(SERVER, seats=1, blocks=1), plan_of((64,)))
+    drive.add("first turn", come(800, prefix=799))
+    run(drive)
+    drive.add("evicts", come(1000))
+    drive.step()
+    drive.add("follow-up", come(840, prefix=799))
+    (waiting,) = drive.scheduler.waiting
+    cache = drive.scheduler._prefix_cache
+    assert cache.tokens_left(waiting) == 840 - 784
+    run(drive, "evicts")
+    assert cache.tokens_left(waiting) > 700
+
+
+def test_prompts_and_decodes_go_on_beside_drafts(config_of: Any, plan_of: Any) -> None:
+    drive = Drive(config_of(7), replace(SERVER, drafts=7), plan_of((16,)))
+    for number in range(15):
+        drive.add(f"decodes {number}", come(20, 400))
+    run(drive, "decodes 14")
+    start = len(drive.steps)
+    drive.add("prompt", come(640))
+    run(drive, "prompt")
+    assert drive.first_step["prompt"] <= start + 640 / 16 + 1
+    for output in drive.steps[start + 2 :]:
+        assert len(output.scheduled_spec_decode_tokens) == 15
+    run(drive)
