@@ -8,8 +8,10 @@ import copy
 import random
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +129,18 @@ class Drive:
         self.steps: list[Any] = []
         self.first_step: dict[str, int] = {}
 
-    def add(self, name: str, arrival: Arrival) -> None:
+    def see_images(self) -> None:
+        """As vLLM sets itself up for a model whose images are never cut."""
+        from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
+
+        self.scheduler.scheduler_config.disable_chunked_mm_input = True
+        self.scheduler.max_num_encoder_input_tokens = MAX_TOKENS
+        self.scheduler.encoder_cache_manager = EncoderCacheManager(8 * MAX_TOKENS)
+
+    def add(self, name: str, arrival: Arrival, images: Sequence[tuple[int, int]] = ()) -> None:
+        """``images``: the first token and the number of tokens of each."""
         from vllm import SamplingParams
+        from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
         from vllm.v1.request import Request
 
         numbers = random.Random(name)
@@ -143,6 +155,15 @@ class Drive:
                 params,
                 None,
                 arrival_time=time.time() - arrival.waited_s,
+                mm_features=[
+                    MultiModalFeatureSpec(
+                        data=None,
+                        modality="image",
+                        identifier=f"{name}-{start}",
+                        mm_position=PlaceholderRange(offset=start, length=length),
+                    )
+                    for start, length in images
+                ],
                 block_hasher=self.hasher,
             )
         )
@@ -363,3 +384,30 @@ def test_prompts_and_decodes_go_on_beside_drafts(config_of: Any, plan_of: Any) -
     for output in drive.steps[start + 2 :]:
         assert len(output.scheduled_spec_decode_tokens) == 15
     run(drive)
+
+
+layouts = st.lists(  # of each prompt: text, image, text, image, ..., text
+    st.lists(st.integers(0, 90) | st.integers(65, 200), min_size=1, max_size=5), max_size=6
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(layouts=layouts, order=st.sampled_from(ORDERS), ahead=st.booleans())
+def test_an_image_is_never_cut(
+    config_of: Any, plan_of: Any, layouts: list[list[int]], order: str, ahead: bool
+) -> None:
+    drive = Drive(config_of(0), replace(SERVER, order=order, ahead=ahead), plan_of((64,)))
+    drive.see_images()
+    drive.add("decodes", come(30, 60))
+    images: dict[str, list[tuple[int, int]]] = {}
+    for number, parts in enumerate(layouts):
+        ends = list(accumulate(parts, initial=0))
+        name, pairs = str(number), list(zip(ends, parts, strict=False))
+        images[name] = [(start, length) for start, length in pairs[1::2] if length]
+        drive.add(name, come(ends[-1] + 1), images[name])
+    while drive.busy:
+        drive.step()
+        for name, spans in images.items():
+            request = drive.scheduler.requests.get(name)
+            done = request.num_computed_tokens if request else 0
+            assert not [1 for start, length in spans if start < done < start + length]
