@@ -6,10 +6,9 @@ from typing import Any
 from vllm.v1.request import Request
 
 from nexus.planner.table import Mode
-from nexus.runtime.line import Line
 from nexus.runtime.vllm.lane_queue import LanePrompt
 from nexus.runtime.vllm.lane_step import LaneReport, LaneStep
-from nexus.runtime.vllm.queue import prompt_of
+from nexus.runtime.vllm.queue import RequestRanks
 
 MIN_TOKENS = 32
 """Shorter prompts cost a fused step next to nothing, and wait for no pass there."""
@@ -22,9 +21,11 @@ go before it: one to replace each pass under way, and one while the step's repor
 class LaneAdmission:
     """One decision a step, set by the scheduler and asked for by the connector."""
 
-    def __init__(self, line: Line) -> None:
-        """``line`` ranks the prompts, as in the waiting queue."""
-        self.line = line
+    rank: RequestRanks
+    """As in the waiting queue, lowest first; set by the scheduler."""
+
+    def __init__(self) -> None:
+        """Nothing on the lane."""
         self._mode = self._lane_mode = Mode("fused", 1)
         self._prompts: dict[str, LanePrompt] = {}
         self._requests: dict[str, Request] = {}
@@ -77,12 +78,6 @@ class LaneAdmission:
             and not request.resumable
             and request.request_id not in self._fused_only
         )
-
-    def rank(self, request: Request) -> float:
-        """The rank of a request on the lane, lowest first."""
-        if request.num_preemptions > 0:
-            return float("-inf")
-        return self.line.rank(prompt_of(request))
 
     def has_room(self, rank: float, besides: int = 0) -> bool:
         """Whether few enough tokens go before ``rank``, those of ``besides`` included."""

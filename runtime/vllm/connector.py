@@ -16,9 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.v1.outputs import KVConnectorOutput
 
-from nexus.runtime.line import Line
 from nexus.runtime.vllm.admission import LaneAdmission
-from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.driver import LaneDriver
 from nexus.runtime.vllm.lane_step import LaneReport
 
@@ -40,8 +38,7 @@ class LaneConnector(KVConnectorBase_V1):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         """As vLLM calls it."""
         super().__init__(vllm_config, role, kv_cache_config)
-        context = ServeContext.of(vllm_config)
-        self.admission = LaneAdmission(Line(context.prefill_order, context.aging_tokens_per_s))
+        self.admission = LaneAdmission()
         self.returned: set[str] = set()
         self.lost: set[str] = set()
         self.driver: LaneDriver | None = None

@@ -77,15 +77,20 @@ class ObservedScheduler(Scheduler):
             self._metrics.close()
             self._metrics = None
 
-    def note_scheduled(self, output: SchedulerOutput, decode_batch: int) -> None:
-        """A step goes to the worker, in which ``decode_batch`` requests generate."""
+    def note_scheduled(
+        self, output: SchedulerOutput, decode_batch: int, decode_tokens: int
+    ) -> None:
+        """A step goes to the worker, in which ``decode_batch`` requests generate.
+
+        ``decode_tokens`` are theirs and their drafts'.
+        """
         tokens = output.total_num_scheduled_tokens
         if tokens == 0 or self.nexus_decision is None:
             self._watch.scheduled(None)
             return
         decision = self.nexus_decision
         mode = decision.mode if self._lane is None else self._lane.admission.in_force
-        prompt_tokens = max(0, tokens - decode_batch)  # a decode that is about to end sits out
+        prompt_tokens = max(0, tokens - decode_tokens)  # a decode that is about to end sits out
         now_s = time.monotonic()
         kv_tokens = decision.state.kv_tokens
         self._watch.scheduled(
@@ -98,7 +103,8 @@ class ObservedScheduler(Scheduler):
         if pace.is_late(gap_ms):
             for req_id, tokens in output.num_scheduled_tokens.items():
                 request = self.requests.get(req_id)
-                if tokens == 1 and request is not None and request.num_output_tokens:
+                drafts = len(output.scheduled_spec_decode_tokens.get(req_id, ()))
+                if tokens - drafts == 1 and request is not None and request.num_output_tokens:
                     self._late_gaps[req_id] = self._late_gaps.get(req_id, 0) + 1
             if len(self._late_gaps) > 2 * len(self.requests) + _FEW:
                 here = self.requests.keys() & self._late_gaps.keys()

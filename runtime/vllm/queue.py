@@ -4,23 +4,30 @@ import math
 from bisect import insort_left, insort_right
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from heapq import heapify, heappop, heappush
+from itertools import count
 
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.request import Request, RequestStatus
 
 from nexus.runtime.line import Line, Prompt
+from nexus.runtime.vllm.prefix import PrefixCache
 
 _FEW = 64  # requests that wait no more may be remembered
 
 
-def remaining_prefill(request: Request) -> int:
-    """Prompt tokens (and, after a preemption, output tokens) still to be computed."""
-    return int(request.num_tokens - request.num_computed_tokens)
+class RequestRanks:
+    """The prefill ranks of vLLM's requests, by the tokens that are left to compute."""
 
+    def __init__(self, line: Line, cache: PrefixCache) -> None:
+        """``line`` ranks prompts; ``cache`` knows what is left of each."""
+        self.line = line
+        self.cache = cache
 
-def prompt_of(request: Request) -> Prompt:
-    """What the line knows of it."""
-    return Prompt(request.request_id, remaining_prefill(request), request.arrival_time)
+    def __call__(self, request: Request) -> float:
+        """Lowest first; a preempted request goes before all others, as its client is reading."""
+        if request.num_preemptions > 0:
+            return -math.inf
+        return self.line.rank(self.cache.prompt_of(request))
 
 
 def _is_to_be_scheduled(request: Request) -> bool:
@@ -32,16 +39,18 @@ def _is_to_be_scheduled(request: Request) -> bool:
 class RankedQueue(FCFSRequestQueue):
     """The lowest rank first.
 
-    A preempted request goes before all others, since its client is already reading. The
-    queue is sorted on insertion, and whose rank has changed is inserted anew.
+    The queue is sorted on insertion, and whose rank has changed is inserted anew.
     """
 
-    def __init__(self, line: Line) -> None:
-        """``line`` ranks the requests."""
+    def __init__(self, ranks: RequestRanks) -> None:
+        """``ranks`` says where a request stands."""
         super().__init__()
-        self._line = line
-        self._late_after: list[tuple[float, str, Request]] = []
-        self._expected: set[str] = set()
+        self.rank = ranks
+        self._line = ranks.line
+        self._prompt_of = ranks.cache.prompt_of
+        self._numbers = count()
+        self._late_after: list[tuple[float, int, Request]] = []
+        self._expected: dict[str, float] = {}  # of these entries, those that are still right
 
     def advance(self, now_s: float) -> None:
         """Time has passed: requests that are too late by now go behind those that are not."""
@@ -50,8 +59,11 @@ class RankedQueue(FCFSRequestQueue):
             self._forget_the_started()
         late: set[Hashable] = set()
         while self._late_after and self._late_after[0][0] < now_s:
-            late.add(heappop(self._late_after)[1])
-        self._expected -= late
+            entry = heappop(self._late_after)
+            if self._is_right(entry):
+                req_id = entry[2].request_id
+                del self._expected[req_id]
+                late.add(req_id)
         self._line.now_s = now_s
         self._insert_anew(late)
 
@@ -63,18 +75,20 @@ class RankedQueue(FCFSRequestQueue):
         self._insert_anew(self._line.arrange(self._contenders(half_done), tokens_per_s))
 
     def _contenders(self, half_done: Sequence[Request]) -> Iterator[Prompt]:
-        for _, _, request in self._late_after:
-            if _is_to_be_scheduled(request):
-                yield prompt_of(request)
+        for entry in self._late_after:
+            if self._is_right(entry) and _is_to_be_scheduled(entry[2]):
+                yield self._prompt_of(entry[2])
         for request in half_done:
             if request.num_preemptions == 0:
-                yield prompt_of(request)
+                yield self._prompt_of(request)
 
-    def rank(self, request: Request) -> float:
-        """Lowest first."""
-        if request.num_preemptions > 0:
-            return -math.inf
-        return self._line.rank(prompt_of(request))
+    def have_other_tokens(self, req_ids: Set[str]) -> None:
+        """Of these, other numbers of tokens are left than when they were inserted."""
+        if req_ids:
+            for request in self:
+                if request.request_id in req_ids:
+                    self._expect(request)
+            self._insert_anew(req_ids)
 
     def add_request(self, request: Request) -> None:
         """Insert at the request's rank, behind its equals."""
@@ -107,15 +121,19 @@ class RankedQueue(FCFSRequestQueue):
 
     def _expect(self, request: Request) -> None:
         """Remember when the request will be too late, unless it is, or goes first anyway."""
-        after_s = self._line.late_after(prompt_of(request))
+        after_s = self._line.late_after(self._prompt_of(request))
         req_id = request.request_id
-        in_time = self._line.now_s <= after_s < math.inf and request.num_preemptions == 0
-        if in_time and req_id not in self._expected:
-            self._expected.add(req_id)
-            heappush(self._late_after, (after_s, req_id, request))
+        if not self._line.now_s <= after_s < math.inf or request.num_preemptions > 0:
+            self._expected.pop(req_id, None)
+        elif self._expected.get(req_id) != after_s:
+            self._expected[req_id] = after_s
+            heappush(self._late_after, (after_s, next(self._numbers), request))
+
+    def _is_right(self, entry: tuple[float, int, Request]) -> bool:
+        return self._expected.get(entry[2].request_id) == entry[0]
 
     def _forget_the_started(self) -> None:
         waiting = {request.request_id for request in self}
-        self._late_after = [each for each in self._late_after if each[1] in waiting]
-        self._expected = {req_id for _, req_id, _ in self._late_after}
+        self._expected = {key: at_s for key, at_s in self._expected.items() if key in waiting}
+        self._late_after = [entry for entry in self._late_after if self._is_right(entry)]
         heapify(self._late_after)

@@ -10,6 +10,7 @@ restored or recomputed at the next step.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -22,8 +23,11 @@ from nexus.runtime.line import Line
 from nexus.runtime.pace import affords
 from nexus.runtime.policy import State, rate_in_steps
 from nexus.runtime.vllm.context import ServeContext
+from nexus.runtime.vllm.multimodal import chunk_of_whole_items
 from nexus.runtime.vllm.observed import Decision, ObservedScheduler
-from nexus.runtime.vllm.queue import RankedQueue, remaining_prefill
+from nexus.runtime.vllm.passing import Passing
+from nexus.runtime.vllm.prefix import PrefixCache
+from nexus.runtime.vllm.queue import RankedQueue, RequestRanks
 
 
 class _Planned(ObservedScheduler):
@@ -41,39 +45,66 @@ class _Planned(ObservedScheduler):
         self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
         context = ServeContext.of(self.vllm_config)
         line = Line.of(plan, context.prefill_order, context.aging_tokens_per_s)
+        self._prefix_cache = PrefixCache(self.kv_cache_manager, self.block_size)
+        ranks = RequestRanks(line, self._prefix_cache)
         self._ranked = context.prefill_order != "fcfs"
         if self._ranked:
-            self.waiting = RankedQueue(line)
+            self.waiting = RankedQueue(ranks)
         if self._lane is not None:
-            self._lane.admission.line = line
+            self._lane.admission.rank = ranks
+        self._passing = Passing(self, self._prefix_cache)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """One step, as vLLM schedules it, within the plan's chunk."""
         if self._lane is not None and (news := self._lane.look()) is not None:
             self._update_from_kv_xfer_finished(news)
-        prefills, kv_tokens = self._prefills_and_kv_tokens()
-        decode_batch = len(self.running) - len(prefills)
-        state = State(decode_batch, kv_tokens, self._backlog(prefills))
+        changed = self._prefix_cache.look_again(self.waiting)
+        prefills, decodes, kv_tokens = self._of_running()
+        state = State(len(decodes), kv_tokens, self._backlog(prefills))
         mode, row = self.nexus_policy.decide(state, self._all_afford_a_late_gap)
         self.nexus_decision = Decision(state, mode, row)
         if self._ranked:
+            self.waiting.have_other_tokens(changed)
             self.waiting.advance(time.time())  # the clock of arrivals
             self.waiting.arrange(prefills, rate_in_steps(mode, row))
             prefills.sort(key=self.waiting.rank)
-        decodes = decode_batch + len(self.finished_recving_kv_req_ids)
-        chunk = mode.prompt_tokens(decodes)
+        decode_tokens = self._decode_tokens(decodes)
+        chunk = mode.prompt_tokens(decode_tokens)
         if self._lane is not None:
             self._lane.admission.set_mode(mode)
             if self._lane.admission.open:
-                chunk = min(chunk, self._beside_lane.prompt_tokens(decodes))
-        self.max_num_scheduled_tokens = min(self._most_tokens, decodes + chunk)
+                chunk = min(chunk, self._beside_lane.prompt_tokens(decode_tokens))
+        chunk = self._schedulable(chunk, prefills, decode_tokens)
+        self.max_num_scheduled_tokens = min(self._most_tokens, decode_tokens + chunk)
         if prefills:
             # Decodes first: the budget holds all of them, and the chunk is what is left.
-            self.running = [r for r in self.running if not r.is_prefill_chunk] + prefills
+            self.running = decodes + prefills
         with self._arranged(prefills, chunk):
             output = super().schedule(*args, **kwargs)
-        self.note_scheduled(output, decode_batch)
+        self._prefix_cache.scheduled(output, self.requests)
+        self.note_scheduled(output, len(decodes), decode_tokens)
         return output
+
+    def _decode_tokens(self, decodes: list[Request]) -> int:
+        """Tokens that decodes take of a step, drafts and prompts that left the lane included."""
+        tokens = len(decodes) + len(self.finished_recving_kv_req_ids)
+        if self.num_spec_tokens:
+            tokens += sum(len(request.spec_token_ids) for request in decodes)
+        return tokens
+
+    def _schedulable(self, chunk: int, prefills: list[Request], decode_tokens: int) -> int:
+        """``chunk``, or more where vLLM might schedule no prompt tokens, or cut an item in two."""
+        # A prompt of which one token is left is filled up with drafts.
+        chunk = max(chunk, 1 + self.num_spec_tokens)
+        if self.need_mamba_block_aligned_split and self.block_size <= decode_tokens + chunk:
+            chunk = max(chunk, self.block_size)
+        if self.scheduler_config.disable_chunked_mm_input:
+            cache = self._prefix_cache
+            prompts = (
+                (r, r.num_tokens - cache.tokens_left(r)) for r in chain(prefills, self.waiting)
+            )
+            chunk = chunk_of_whole_items(chunk, prompts)
+        return chunk
 
     def _all_afford_a_late_gap(self) -> bool:
         # Those that came last have the fewest tokens: mostly the first that is asked cannot.
@@ -93,29 +124,29 @@ class _Planned(ObservedScheduler):
             with self._only_what_the_lane_takes(chunk):
                 yield
         elif prefills and self._ranked and self.waiting:
-            with self._those_before_pass(prefills, chunk):
+            with self._passing.before(prefills, chunk):
                 yield
         else:
             yield
 
-    def _prefills_and_kv_tokens(self) -> tuple[list[Request], int]:
-        """The running requests whose prompt is half done; all running's KV tokens."""
+    def _of_running(self) -> tuple[list[Request], list[Request], int]:
+        """The running requests whose prompt is half done, those that decode, all's KV tokens."""
         prefills: list[Request] = []
+        decodes: list[Request] = []
         kv_tokens = 0
         for request in self.running:
             kv_tokens += request.num_computed_tokens
-            if request.is_prefill_chunk:
-                prefills.append(request)
-        return prefills, kv_tokens
+            (prefills if request.is_prefill_chunk else decodes).append(request)
+        return prefills, decodes, kv_tokens
 
     def _backlog(self, prefills: list[Request]) -> int:
-        backlog = sum(map(remaining_prefill, prefills))
+        backlog = sum(map(self._prefix_cache.tokens_left, prefills))
         if self._lane is not None:
             backlog += self._lane.admission.backlog + self._returned_backlog()
         for request in self.waiting:
             if backlog >= self._most_backlog:  # the table tells no larger ones apart
                 break
-            backlog += remaining_prefill(request)
+            backlog += self._prefix_cache.tokens_left(request)
         return backlog
 
     def _returned_backlog(self) -> int:
@@ -124,7 +155,7 @@ class _Planned(ObservedScheduler):
         if held is None:  # older releases
             held = self.skipped_waiting
         waits = RequestStatus.WAITING_FOR_REMOTE_KVS
-        return sum(remaining_prefill(r) for r in held if r.status != waits)
+        return sum(self._prefix_cache.tokens_left(r) for r in held if r.status != waits)
 
     @contextmanager
     def _only_what_the_lane_takes(self, chunk: int) -> Iterator[None]:
@@ -150,7 +181,7 @@ class _Planned(ObservedScheduler):
         assert self._lane is not None
         admission, on_lane, taken = self._lane.admission, 0, 0
         for request in self.waiting:
-            tokens = remaining_prefill(request)
+            tokens = self._prefix_cache.tokens_left(request)
             if chunk <= 0:
                 break
             if not admission.suits(request, tokens - 1):
@@ -173,66 +204,6 @@ class _Planned(ObservedScheduler):
         # vLLM ends these with an error; their blocks stay theirs until the pass is over.
         self.grammar_compile_error_reqs |= self._lane.lost
         self._lane.lost.clear()
-
-    @contextmanager
-    def _those_before_pass(self, prefills: list[Request], chunk: int) -> Iterator[None]:
-        """Let waiting prompts that rank before all half-done ones have tokens first.
-
-        vLLM serves running requests before waiting ones. A cap on every prompt's tokens
-        leaves the others their share; where no cap can, as it would cut them too,
-        the half-done prompts sit this step out. Their KV blocks and slots stay theirs, so
-        that they do only for a prompt that there is room for: two that hold half of what
-        they need would wait for each other.
-        """
-        if not self._has_room_for(next(iter(self.waiting))):
-            yield
-            return
-        rank = self.waiting.rank(prefills[0])
-        wanted: list[int] = []
-        for request in self.waiting:
-            if self.waiting.rank(request) >= rank or sum(wanted) >= chunk:
-                break
-            wanted.append(remaining_prefill(request))
-        if not wanted:
-            yield
-            return
-        left = chunk - sum(wanted)
-        if left >= max(wanted):
-            with self._each_prompt_capped(left):
-                yield
-        else:
-            with self._sitting_out(prefills):
-                yield
-
-    def _has_room_for(self, request: Request) -> bool:
-        """Whether there are free KV blocks for all of a waiting prompt's tokens."""
-        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        return remaining_prefill(request) <= free * self.block_size
-
-    @contextmanager
-    def _each_prompt_capped(self, tokens: int) -> Iterator[None]:
-        config = self.scheduler_config
-        before = config.long_prefill_token_threshold
-        config.long_prefill_token_threshold = min(tokens, before or tokens)
-        try:
-            yield
-        finally:
-            config.long_prefill_token_threshold = before
-
-    @contextmanager
-    def _sitting_out(self, prefills: list[Request]) -> Iterator[None]:
-        # The worker holds a slot for each of them all the while.
-        limits = [n for n in ("max_num_running_reqs", "max_num_active_reqs") if hasattr(self, n)]
-        absent = set(prefills)
-        self.running = [request for request in self.running if request not in absent]
-        for name in limits:
-            setattr(self, name, getattr(self, name) - len(prefills))
-        try:
-            yield
-        finally:
-            for name in limits:
-                setattr(self, name, getattr(self, name) + len(prefills))
-            self.running.extend(prefills)
 
 
 class PlannedScheduler(_Planned):

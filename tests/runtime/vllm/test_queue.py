@@ -23,9 +23,14 @@ def request(name: int, tokens: int, arrival_s: float) -> Any:
 
 
 def queue_of(ttft_s: float = 1.0, order: PrefillOrder = "spf") -> Any:
-    from nexus.runtime.vllm.queue import RankedQueue
+    from nexus.runtime.vllm.prefix import PrefixCache
+    from nexus.runtime.vllm.queue import RankedQueue, RequestRanks
 
-    return RankedQueue(Line(order, 50.0, ttft_s, 20_000.0))
+    nothing_cached = SimpleNamespace(
+        enable_caching=False, block_pool=SimpleNamespace(hash_block_size=16)
+    )
+    line = Line(order, 50.0, ttft_s, 20_000.0)
+    return RankedQueue(RequestRanks(line, PrefixCache(nothing_cached, 16)))
 
 
 @pytest.mark.parametrize("order", ["spf", "deadline"])
