@@ -46,12 +46,11 @@ def demo_model() -> str:
 
 def profile_here() -> Path:
     """``profile.yaml`` in this folder, else a shipped profile of this machine."""
-    here = Path("profile.yaml")
-    if here.exists():
-        assume(f"profile {here}")
-        return here
-    from nexus.profiles.shipped import profile_of_this_machine
+    from nexus.profiles.shipped import PROFILE_HERE, profile_of_this_machine
 
+    if PROFILE_HERE.exists():
+        assume(f"profile {PROFILE_HERE}")
+        return PROFILE_HERE
     found = profile_of_this_machine()
     if found is None:
         raise UserError("no profile given, no ./profile.yaml, none shipped for this machine")

@@ -28,7 +28,7 @@ from nexus.profiler.pair_process import Confined, Crew, EngineProcess, PointErro
 from nexus.profiler.pair_wire import Setup, Times
 from nexus.profiler.points import Grid, Limits, Point
 from nexus.profiler.session import check_origin, only, resumed
-from nexus.profiles.documents import check_writable
+from nexus.profiles.outputs import check_writable
 from nexus.profiles.schema import (
     Engine,
     Machine,
@@ -41,6 +41,7 @@ from nexus.profiles.schema import (
 )
 from nexus.runtime.machine import config_hash, seen_apart, software, this_machine
 from nexus.runtime.mps.daemon import MpsDaemon
+from nexus.runtime.vllm.options import files_of
 
 _NEEDED = 4  # points of each pair that are measured however long it takes
 # MPS's word for a client whose kernels give way to others', as an overlap's prefill does.
@@ -190,9 +191,9 @@ def open_pair_session(
     An existing profile at ``path`` is resumed, as by ``open_session``. Raises PartitionError
     when MPS cannot work here, EngineError when vLLM cannot start.
     """
-    check_writable(path)
+    check_writable(path, *files_of(model, options))
     fingerprint = config_hash(model)
-    before = read_profile(path) if path.exists() and not fresh else None
+    before = read_profile(path) if path.is_file() and not fresh else None
     machine = seen_apart(this_machine)
     if before is not None:
         check_origin(before, machine, fingerprint, path, "mps")

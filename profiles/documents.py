@@ -7,8 +7,6 @@ and written whole or not at all.
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from nexus.errors import DocumentError
+from nexus.profiles.outputs import write_atomically
 from nexus.profiles.plain_yaml import PlainYamlError, load
 
 T = TypeVar("T")
@@ -96,37 +95,6 @@ def dump_document(document: Any, schema: str) -> str:
 def document_hash(document: Any, schema: str) -> str:
     """A short SHA-256 of what ``dump_document`` writes: equal content, equal hash."""
     return hashlib.sha256(dump_document(document, schema).encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds all of it or what it held before.
-
-    A link's target is written, not the link. Raises DocumentError.
-    """
-    target = path.resolve()
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
-    except OSError as error:
-        raise DocumentError(f"{path}: {error.strerror or error}") from error
-
-
-def check_writable(path: Path) -> None:
-    """Raise DocumentError where ``path`` could not be written, before work is done for it."""
-    if path.is_dir():
-        raise DocumentError(f"{path}: Is a directory")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise DocumentError(f"{path}: no folder {folder}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise DocumentError(f"{path}: Permission denied")
 
 
 def _is_table(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """The YAML that documents are written in: plain data, each value where it stands.
 
-Aliases, tags and deep nesting, by which a small text grows without end, are refused where they
+Anchors, tags and deep nesting, by which a small text grows without end, are refused where they
 are met. Values are made straight from libyaml's events; ``yaml.load``, which makes a tree of
 nodes first, takes twice as long.
 """
@@ -46,6 +46,8 @@ def load(text: str) -> Any:
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             mark = event.start_mark
+            if getattr(event, "anchor", None) is not None:
+                raise _RefusedError("anchors and aliases are not supported")
             if getattr(event, "tag", None) is not None:
                 raise _RefusedError("tags are not supported")
             if isinstance(event, yaml.ScalarEvent):
@@ -64,8 +66,6 @@ def load(text: str) -> Any:
             elif isinstance(event, yaml.CollectionEndEvent):
                 done = stack.pop()
                 stack[-1].add(done.held)
-            elif isinstance(event, yaml.AliasEvent):
-                raise _RefusedError("aliases are not supported")
         return stack[-1].held
     except _RefusedError as error:
         raise PlainYamlError(f"{error}{_where(mark)}") from error

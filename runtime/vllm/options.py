@@ -13,6 +13,7 @@ Whatever the user gives wins. Nexus adds only what a plan or a CPU needs:
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from nexus.errors import EngineError
@@ -26,6 +27,9 @@ _GRAPHS = (
     *("--max-cudagraph-capture-size", "--cudagraph-capture-sizes", "--enforce-eager"),
     *("--compilation-config", "-cc", "-O", "--optimization-level"),
 )
+
+# A folder may hold other files, such as what a command wrote there.
+_MODEL_FILES = ("*config.json", "*token*", "*.safetensors*", "*.bin", "*.gguf")
 
 
 def spelled(option: str) -> str:
@@ -49,6 +53,13 @@ def value_of(options: Sequence[str], name: str) -> str | None:
             _, mark, value = option.partition("=")
             found = value if mark else following
     return found
+
+
+def files_of(model: str, options: Sequence[str]) -> list[Path]:
+    """The files that ``model`` is made of, if it is here, and those that ``options`` name."""
+    words = [model, *options, *(option.partition("=")[2] for option in options)]
+    named = [Path(word) for word in words if os.path.isfile(word)]  # noqa: PTH113  of any length
+    return named + [file for pattern in _MODEL_FILES for file in Path(model).glob(pattern)]
 
 
 def with_defaults(

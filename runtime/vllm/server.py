@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from nexus.errors import EngineError, MismatchError, UserError
 from nexus.planner.table import Plan, read_plan
-from nexus.profiles.documents import check_writable
+from nexus.profiles.outputs import check_writable
 from nexus.profiles.schema import Machine
 from nexus.runtime.line import PrefillOrder
 from nexus.runtime.machine import (
@@ -28,7 +28,13 @@ from nexus.runtime.vllm.lane_options import (
     plug_in_lane,
     refuse_unservable,
 )
-from nexus.runtime.vllm.options import one_line, parse_serve, use_every_core, with_defaults
+from nexus.runtime.vllm.options import (
+    files_of,
+    one_line,
+    parse_serve,
+    use_every_core,
+    with_defaults,
+)
 from nexus.runtime.vllm.trace import ServeTrace
 
 SCHEDULERS = "nexus.runtime.vllm.scheduler"
@@ -51,12 +57,12 @@ def serve(
     an option is refused, or the port is taken.
     """
     if trace is not None:
-        _check_trace(trace, table)
+        _check_trace(trace, table, files_of(model, options))
     with ExitStack() as stack:
         context = None
         if table is not None:
             metrics = Path(stack.enter_context(TemporaryDirectory(prefix="nexus-metrics-")))
-            traced = trace and trace.resolve()
+            traced = trace and trace.absolute()  # not what /dev/stdout is a link to
             context = ServeContext(
                 table.resolve(), prefill_order, aging_tokens_per_s, traced, metrics
             )
@@ -137,12 +143,10 @@ def _plug_in(
         plug_in_graphs(arguments, machine)
 
 
-def _check_trace(trace: Path, table: Path | None) -> None:
+def _check_trace(trace: Path, table: Path | None, read: Sequence[Path]) -> None:
     if table is None:
         raise UserError("--trace needs --table: stock vLLM has no modes to trace")
-    if trace.resolve() == table.resolve():
-        raise UserError(f"--trace and --table are both {trace}")
-    check_writable(trace)
+    check_writable(trace, table, *read)
 
 
 def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool) -> None:
