@@ -45,8 +45,12 @@ class ServeTrace:
     Never raises OSError: what cannot be written ends the trace, with one line in the log.
     """
 
-    def __init__(self, path: Path, *, begin: bool = False) -> None:
-        """``begin`` a new file, or go on with the one that another process has begun."""
+    def __init__(self, path: Path, *, begin: bool = False, engine: int = 0) -> None:
+        """``begin`` a new file, or go on with the one that another process has begun.
+
+        What is written is of that ``engine``, of several that are data parallel.
+        """
+        self._pid = engine + 1
         self._file: int | None = None
         try:
             ordinary = not path.exists() or path.is_file()
@@ -56,6 +60,7 @@ class ServeTrace:
             self._stop(error)
         if begin:
             self._append(_BEGIN)
+        if begin or engine:
             for lane, tid in _LANES.items():
                 self._write({"ph": "M", "name": "thread_name", "tid": tid, "args": {"name": lane}})
 
@@ -79,7 +84,7 @@ class ServeTrace:
         self._close()
 
     def _write(self, event: dict[str, Any]) -> None:
-        self._append((json.dumps({"pid": 1, **event}) + ",\n").encode())
+        self._append((json.dumps({"pid": self._pid, **event}) + ",\n").encode())
 
     def _append(self, line: bytes) -> None:
         if self._file is None:

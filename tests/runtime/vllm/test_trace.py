@@ -14,7 +14,7 @@ from nexus.errors import UserError
 from nexus.planner.table import Mode
 from nexus.runtime.vllm import trace
 from nexus.runtime.vllm.server import serve
-from nexus.runtime.vllm.trace import ServeTrace
+from nexus.runtime.vllm.trace import STEPS, ServeTrace
 
 
 def test_a_trace_takes_the_place_of_nothing_that_is_read(
@@ -31,6 +31,18 @@ def test_a_trace_takes_the_place_of_nothing_that_is_read(
         assert path.read_bytes() == before
     with pytest.raises(UserError, match="--trace needs --table"):
         serve(str(tiny_model), [], None, "deadline", 500.0, force=True, trace=tmp_path / "new")
+
+
+def test_engines_that_are_data_parallel_have_lanes_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    begun = ServeTrace(path, begin=True)
+    for engine in (0, 1):
+        ServeTrace(path, engine=engine).span(STEPS, "step", 1.0, 2.0)
+    begun.end()
+    events = json.loads(path.read_text())
+    assert [event["pid"] for event in events if event["ph"] == "X"] == [1, 2]
+    named = {event["pid"] for event in events if event["name"] == "thread_name"}
+    assert named == {1, 2}
 
 
 FULL = "nexus: the trace ends here: No space left on device"
