@@ -4,7 +4,6 @@ Each phase is a stock engine of its own, in a process whose percentage of thread
 SMs (on a CPU: cores). Its steps are vLLM's own, in both phases.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,6 +40,7 @@ from nexus.profiles.schema import (
 )
 from nexus.runtime.machine import config_hash, seen_apart, software, this_machine
 from nexus.runtime.mps.daemon import MpsDaemon
+from nexus.runtime.scratch import scratch_folder
 from nexus.runtime.vllm.options import files_of
 
 _NEEDED = 4  # points of each pair that are measured however long it takes
@@ -200,7 +200,7 @@ def open_pair_session(
     on_cpu = machine.device == "cpu"
     rounds = core_rounds(machine.sms) if on_cpu else gpu_rounds(machine.sms)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexus-pairs-")))
+        folder = stack.enter_context(scratch_folder("nexus-pairs-"))
         daemon = None if on_cpu else stack.enter_context(MpsDaemon())
 
         def set_up(station: Station, slot: int) -> Setup:

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from nexus.errors import EngineError, MismatchError, UserError
 from nexus.planner.table import Plan, read_plan
@@ -21,6 +20,7 @@ from nexus.runtime.machine import (
     this_machine,
 )
 from nexus.runtime.ports import check_port
+from nexus.runtime.scratch import scratch_folder
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.lane_options import (
     lane_modes,
@@ -61,7 +61,7 @@ def serve(
     with ExitStack() as stack:
         context = None
         if table is not None:
-            metrics = Path(stack.enter_context(TemporaryDirectory(prefix="nexus-metrics-")))
+            metrics = stack.enter_context(scratch_folder("nexus-metrics-"))
             traced = trace and trace.absolute()  # not what /dev/stdout is a link to
             context = ServeContext(
                 table.resolve(), prefill_order, aging_tokens_per_s, traced, metrics
