@@ -27,12 +27,22 @@ Rest = Annotated[
 ]
 
 
-def model_and_options(rest: list[str] | None) -> tuple[str | None, list[str]]:
-    """The model, if the first word is one, and the options meant for vLLM."""
+def model_and_options(
+    rest: list[str] | None, output: Path | None = None
+) -> tuple[str | None, list[str]]:
+    """The model, if one is named, and the options meant for vLLM, those of ``--config`` first.
+
+    Raises UserError, also where ``output`` would overwrite a file that is named.
+    """
+    from nexus.profiles.outputs import check_writable
+    from nexus.runtime.vllm.options import files_of, from_file, without
+
     words = list(rest or [])
-    if words and not words[0].startswith("-"):
-        return words[0], words[1:]
-    return None, words
+    model = words.pop(0) if words and not words[0].startswith("-") else None
+    if output is not None:
+        check_writable(output, *files_of(model, words))
+    models, options = without(from_file(words), "--model")
+    return model or (models[-1] if models else None), options
 
 
 def demo_model() -> str:

@@ -60,13 +60,17 @@ def parse_document(text: str, kind: type[T], schema: str, source: str) -> T:
         raise DocumentError(f"{source}: {first_problem(error)}") from error
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, as ``field: what is wrong``."""
+def first_problem(error: ValidationError, whole: str = "document") -> str:
+    """The first of pydantic's complaints, as ``field: what is wrong``.
+
+    ``whole`` stands for the field where it is about all of them.
+    """
     problems = error.errors(include_url=False)
     first = problems[0]
-    where = ".".join(str(part)[:80] for part in first["loc"]) or "document"
+    where = ".".join(str(part)[:80] for part in first["loc"]) or whole
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where}: {first['msg']}{more}"
+    told = first["msg"].removeprefix("Value error, ") + more
+    return f"{where}: {told}" if where else told
 
 
 def write_document(path: Path, document: Any, schema: str) -> None:

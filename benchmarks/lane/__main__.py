@@ -31,7 +31,7 @@ from nexus.demo.model import cache_folder
 from nexus.errors import NexusError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.outputs import check_writable, make_folder, write_atomically
-from nexus.runtime.vllm.options import files_of
+from nexus.runtime.vllm.options import files_of, from_file
 from nexus.terminal import err, now, quieten
 
 ALIKE = ("--no-enable-prefix-caching",)
@@ -108,7 +108,8 @@ def _stock(arguments: argparse.Namespace, options: list[str]) -> int:
     path = _checked_folder(arguments, options) / "stock-answers.json"
     path.unlink(missing_ok=True)
     plan = read_plan(arguments.table)
-    stock_answers(_model(arguments), [*options, *ALIKE], plan, path, arguments.prompts)
+    alike = [*from_file(options), *ALIKE]
+    stock_answers(_model(arguments), alike, plan, path, arguments.prompts)
     return 0
 
 
@@ -128,7 +129,7 @@ def _lane(arguments: argparse.Namespace, options: list[str]) -> int:
     with results.part("engine"):
         lane_evidence(
             _model(arguments),
-            [*options, *ALIKE],
+            [*from_file(options), *ALIKE],
             plan,
             lanes,
             stock if stock.exists() else None,

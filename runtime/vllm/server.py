@@ -1,7 +1,6 @@
 """``nexus serve``: vLLM's own server, with the plan plugged in."""
 
 import argparse
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,6 +31,7 @@ from nexus.runtime.vllm.options import (
     files_of,
     one_line,
     parse_serve,
+    quietly,
     use_every_core,
     with_defaults,
 )
@@ -127,6 +127,8 @@ def _plug_in(
         raise EngineError(f"--{taken[0].replace('_', '-')} cannot be combined with --table")
     if context.prefill_order != "fcfs" and arguments.scheduling_policy == "priority":
         raise EngineError("--scheduling-policy priority needs --prefill-order fcfs")
+    if arguments.enable_chunked_prefill is False:
+        raise EngineError("--no-enable-chunked-prefill cannot be combined with --table")
     most = max(mode.chunk for mode in plan.modes.values())
     if arguments.max_num_batched_tokens < most:
         raise EngineError(
@@ -153,15 +155,11 @@ def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool)
     """Let vLLM and the lane refuse a bad combination of options here, in one line."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    log = logging.getLogger("vllm")
-    level = log.level
-    log.setLevel(logging.ERROR)  # the server is about to say all of it again
     try:
-        config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+        with quietly():
+            config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
     except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
         raise EngineError(f"vLLM: {one_line(error)}") from error
-    finally:
-        log.setLevel(level)
     if plan is None:
         return
     if not force:
