@@ -108,7 +108,7 @@ def profile(
     Example: nexus profile meta-llama/Llama-3.1-8B -o profile.yaml --minutes 5
     """
     quieten(verbose=verbose)
-    model, options = model_and_options(rest)
+    model, options = model_and_options(rest, output)
     model = model or demo_model()
     from nexus.profiler.pair_session import open_pair_session
     from nexus.profiler.session import open_session
@@ -157,7 +157,7 @@ def serve(
     Example: nexus serve ./SmolLM2-135M-Instruct --table plan.yaml --port 8000
     """
     quieten(verbose=True)
-    model, options = model_and_options(rest)
+    model, options = model_and_options(rest, trace)
     if model is None and table is not None:
         from nexus.planner.table import read_plan
 

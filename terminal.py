@@ -27,12 +27,22 @@ Rest = Annotated[
 ]
 
 
-def model_and_options(rest: list[str] | None) -> tuple[str | None, list[str]]:
-    """The model, if the first word is one, and the options meant for vLLM."""
+def model_and_options(
+    rest: list[str] | None, output: Path | None = None
+) -> tuple[str | None, list[str]]:
+    """The model, if one is named, and the options meant for vLLM, those of ``--config`` first.
+
+    Raises UserError, also where ``output`` would overwrite a file that is named.
+    """
+    from nexus.profiles.outputs import check_writable
+    from nexus.runtime.vllm.options import files_of, from_file, without
+
     words = list(rest or [])
-    if words and not words[0].startswith("-"):
-        return words[0], words[1:]
-    return None, words
+    model = words.pop(0) if words and not words[0].startswith("-") else None
+    if output is not None:
+        check_writable(output, *files_of(model, words))
+    models, options = without(from_file(words), "--model")
+    return model or (models[-1] if models else None), options
 
 
 def demo_model() -> str:
@@ -46,12 +56,11 @@ def demo_model() -> str:
 
 def profile_here() -> Path:
     """``profile.yaml`` in this folder, else a shipped profile of this machine."""
-    here = Path("profile.yaml")
-    if here.exists():
-        assume(f"profile {here}")
-        return here
-    from nexus.profiles.shipped import profile_of_this_machine
+    from nexus.profiles.shipped import PROFILE_HERE, profile_of_this_machine
 
+    if PROFILE_HERE.exists():
+        assume(f"profile {PROFILE_HERE}")
+        return PROFILE_HERE
     found = profile_of_this_machine()
     if found is None:
         raise UserError("no profile given, no ./profile.yaml, none shipped for this machine")

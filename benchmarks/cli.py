@@ -1,12 +1,12 @@
 """The ``nexus bench`` command: parse, call, print."""
 
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from nexus.runtime.scratch import scratch_folder
 from nexus.terminal import Rest, demo_model, err, model_and_options, quieten
 
 
@@ -105,12 +105,12 @@ def bench(
     def say(line: str) -> None:
         err.print(line, markup=False, soft_wrap=True)
 
-    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
-        job = quick_job(words, Path(folder)) if quick else job_of(words, Path(folder))
+    with scratch_folder("nexus-bench-") as folder:
+        job = quick_job(words, folder) if quick else job_of(words, folder)
         if only_plans:
-            typer.echo(f"{make_plans(job, Path(folder), say)} plans in {plans}")
+            typer.echo(f"{make_plans(job, folder, say)} plans in {plans}")
             return
-        results, whole = bench(job, Path(folder), say)
+        results, whole = bench(job, folder, say)
     if not all_cells(results):
         typer.echo("nothing was measured")
     elif find_spec("plotly"):

@@ -18,6 +18,7 @@ from nexus.benchmarks.systems import System, number_in, systems_called
 from nexus.benchmarks.workloads import workload
 from nexus.errors import UserError
 from nexus.planner.table import Plan, read_plan
+from nexus.profiles.outputs import make_folder
 from nexus.profiles.schema import Engine, Model, read_profile
 from nexus.runtime.vllm.options import given
 
@@ -153,7 +154,7 @@ def make_plans(job: Job, folder: Path, say: Callable[[str], None]) -> int:
     """
     if job.profile is None or job.plans is None:
         raise UserError("--only-plans needs --profile and --plans")
-    job.plans.mkdir(parents=True, exist_ok=True)
+    make_folder(job.plans)
     preparations = Preparations(job, folder, say)
     for deployment in deployments(job.grid, None):
         ready = preparations.prepare(deployment)

@@ -17,7 +17,7 @@ from nexus.planner.simulate import Run, simulate, stock_system
 from nexus.planner.simulate import System as Imagined
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Plan
-from nexus.profiles.documents import write_atomically
+from nexus.profiles.outputs import write_atomically
 from nexus.profiles.schema import Profile
 
 _LOWEST, _HIGHEST = 0.25, 128.0  # requests per second between which crossings are looked for

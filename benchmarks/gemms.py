@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nexus.profiles.outputs import check_writable, write_atomically
 from nexus.runtime.machine import this_machine
 from nexus.terminal import now
 
@@ -66,11 +67,13 @@ class Layers:
 
 def main(path: str) -> None:
     """Measure, and write ``path``."""
+    output = Path(path)
+    check_writable(output)
     layers = Layers()
     total = layers.contexts.total_sms
     found = {
         "created": now(),
-        "command": "python -m nexus.benchmarks.gemms " + Path(path).name,
+        "command": "python -m nexus.benchmarks.gemms " + output.name,
         "machine": vars(this_machine()),
         "by_tokens": {tokens: layers.ms(total, tokens, None) for tokens in TOKENS},
         "by_sms": {
@@ -85,7 +88,7 @@ def main(path: str) -> None:
             if sms >= total // 2 - 2
         },
     }
-    Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_atomically(output, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

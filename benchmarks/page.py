@@ -13,7 +13,7 @@ from nexus.benchmarks.results import Cell, all_cells, whole_of
 from nexus.benchmarks.systems import SYSTEMS
 from nexus.errors import UserError
 from nexus.planner.goodput import GOOD_SHARE
-from nexus.profiles.documents import write_atomically
+from nexus.profiles.outputs import check_writable, write_atomically
 
 # Told apart without colour too: no two systems share a symbol, neighbours share no dash.
 _COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -44,7 +44,9 @@ def write_page(results: Path) -> Path:
     tables = tables_of(all_cells(results))
     if not tables:
         raise UserError("nothing was measured")
-    page = whole_of(results).with_suffix(".html")
+    whole = whole_of(results)
+    page = whole.with_suffix(".html")
+    check_writable(page, results, whole)
     write_atomically(page, render(tables))
     return page
 

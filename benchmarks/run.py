@@ -25,6 +25,7 @@ from nexus.benchmarks.server import Server, ServerError
 from nexus.benchmarks.workloads import as_timed_trace, digest, requests_at
 from nexus.errors import UserError
 from nexus.planner.workload import Requests
+from nexus.profiles.outputs import check_writable, make_folder
 
 START_S = 900.0  # the first start of a machine compiles kernels
 _SLACK = 3.0  # a run may take this many times its duration, and a minute
@@ -39,7 +40,9 @@ class Bench:
         self._here = job.here
         self._budget = Budget(job.minutes, job.duration_s)
         name = "_".join(map(plain_name, (short_name(job.model), self._here.machine.name)))
-        self.store = Store(part_of(job.output, name, job.part))
+        path = part_of(make_folder(job.output), name, job.part)
+        check_writable(path)
+        self.store = Store(path)
         self.failed: set[str] = set()
         self._preparations = Preparations(job, folder, say)
         self._digests: dict[tuple[str, float | None, int], str] = {}

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nexus.profiles.outputs import check_writable, write_atomically
+
 _ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
 _SAMPLED = "gumbel_sample"  # the last kernel of a step
 _STEP = re.compile(r"execute_context_(\d+)\((\d+)\)_generation_(\d+)")
@@ -97,11 +99,12 @@ def main(
     trace: Path, output: Annotated[Path, typer.Option("--output", "-o")] = Path("steps.json")
 ) -> None:
     """Write a trace's steps as JSON."""
+    check_writable(output, trace)
     with gzip.open(trace, "rt", encoding="utf-8") as file:
         events = json.load(file)["traceEvents"]
     steps = list(traced_steps(events))
     rows = ",\n".join(json.dumps(asdict(step)) for step in steps)
-    output.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+    write_atomically(output, f"[\n{rows}\n]\n")
     typer.echo(f"wrote {len(steps)} steps to {output}")
 
 

@@ -9,9 +9,9 @@ import typer
 from nexus.errors import UserError
 from nexus.planner.table import Bounds, Plan, Workload, read_plan, write_plan
 from nexus.planner.workload import Lengths, Requests, lengths_of, read_trace
-from nexus.profiles.documents import write_atomically
+from nexus.profiles.outputs import check_writable, write_atomically
 from nexus.profiles.schema import Profile, read_profile
-from nexus.profiles.shipped import green_twin, shipped_profiles
+from nexus.profiles.shipped import PROFILE_HERE, green_twin, shipped_profiles
 from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
 from nexus.terminal import assume, command_line, err, now, profile_here
 
@@ -110,15 +110,19 @@ def plan(
 
     Example: nexus plan profile.yaml --ttft-ms 1000 --tbt-ms 25 --trace azure_conv.csv
     """
+    from nexus.planner.export import export_pdmux
     from nexus.planner.latency import check as errors_of
     from nexus.planner.solve import ASSUMED, make_plan
     from nexus.planner.verdict import describe
 
-    measured = read_profile(profile or profile_here())
+    source = profile or profile_here()
+    measured = read_profile(source)
     if check:
         for line in errors_of(measured):
             typer.echo(line)
         return
+    target = Path("pdmux.yaml") if export and output == Path("plan.yaml") else output
+    check_writable(target, source, trace, PROFILE_HERE)
     workload = _workload(trace, input_tokens, output_tokens) or ASSUMED
     bounds = Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms)
     if partitioner is PartitionerOption.mps:
@@ -138,20 +142,13 @@ def plan(
             created=now(),
         )
     if export is not None:
-        _export(made, output)
+        write_atomically(target, export_pdmux(made))
+        typer.echo(f"wrote {target}")
         return
     write_plan(output, made)
     typer.echo(describe(made, measured))
     modes = f"{len(made.modes)} mode{'' if len(made.modes) == 1 else 's'}"
     typer.echo(f"wrote {output}: {len(made.rows)} states, {modes}")
-
-
-def _export(made: Plan, output: Path) -> None:
-    from nexus.planner.export import export_pdmux
-
-    target = Path("pdmux.yaml") if output == Path("plan.yaml") else output
-    write_atomically(target, export_pdmux(made))
-    typer.echo(f"wrote {target}")
 
 
 def _plan_static(
@@ -213,13 +210,14 @@ def simulate(
     from nexus.planner.simulate import stock_system
 
     order: PrefillOrder = prefill_order.value
-    if chrome_trace is not None and chrome_trace.resolve() == plan.resolve():
-        raise UserError(f"--chrome-trace would overwrite the plan {plan}")
     table = read_plan(plan)
+    source = profile or _profile_of(table)
+    if chrome_trace is not None:
+        check_writable(chrome_trace, plan, source, trace, PROFILE_HERE)
     system = plan_system(table, order, prefill_aging_tokens_per_s)
     with err.status("simulating"):
         runs = replay(
-            read_profile(profile or _profile_of(table)),
+            read_profile(source),
             table,
             _workload(trace, None, None) or lengths_of(table.workload),
             rate,
@@ -252,7 +250,9 @@ def report(
     from nexus.planner.report import write_report
 
     table = read_plan(plan)
-    measured = read_profile(profile or _profile_of(table))
+    source = profile or _profile_of(table)
+    check_writable(output, plan, source, trace, PROFILE_HERE)
+    measured = read_profile(source)
     with err.status("drawing"):
         write_report(output, table, measured, _workload(trace, None, None))
     typer.echo(f"wrote {output}")
@@ -260,9 +260,8 @@ def report(
 
 def _profile_of(plan: Plan) -> Path:
     """The profile that ``plan`` was made from: here, or shipped; else as `nexus plan`."""
-    here = Path("profile.yaml")
     shipped = (*shipped_profiles(), *shipped_profiles("mps"))
-    for path in (*([here] if here.exists() else []), *shipped):
+    for path in (*([PROFILE_HERE] if PROFILE_HERE.exists() else []), *shipped):
         if read_profile(path).hash == plan.profile_hash:
             assume(f"profile {path}")
             return path

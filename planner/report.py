@@ -21,7 +21,7 @@ from nexus.planner.solve import make_contest
 from nexus.planner.table import Plan
 from nexus.planner.verdict import describe
 from nexus.planner.workload import Lengths, Requests
-from nexus.profiles.documents import write_atomically
+from nexus.profiles.outputs import write_atomically
 from nexus.profiles.schema import Profile
 
 _STYLE = """

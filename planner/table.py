@@ -218,11 +218,14 @@ class Plan:
                 and mode.prefill_sms + mode.decode_sms > self.machine.sms
             ):
                 raise ValueError(f"mode {name!r} wants more than {self.machine.sms} SMs")
-        states = [row.state for row in self.rows]
-        if sorted(states) != self.axes.states():
-            missing = set(self.axes.states()) - set(states)
-            detail = f"no row for state {min(missing)}" if missing else "doubled or stray rows"
-            raise ValueError(f"the table does not cover its axes: {detail}")
+        known, axes = {row.state for row in self.rows}, self.axes
+        # One by one: short axes are enough for more states than fit in memory.
+        grid = product(axes.decode_batch, axes.kv_tokens, axes.prefill_backlog)
+        missing = next((state for state in grid if state not in known), None)
+        if missing is not None:
+            raise ValueError(f"the table does not cover its axes: no row for state {missing}")
+        if len(self.rows) != len(axes.states()):
+            raise ValueError("the table does not cover its axes: doubled or stray rows")
         for row in self.rows:
             if row.mode not in self.modes:
                 raise ValueError(f"row {row.state} names an unknown mode {row.mode!r}")

@@ -4,7 +4,6 @@ Each phase is a stock engine of its own, in a process whose percentage of thread
 SMs (on a CPU: cores). Its steps are vLLM's own, in both phases.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +27,7 @@ from nexus.profiler.pair_process import Confined, Crew, EngineProcess, PointErro
 from nexus.profiler.pair_wire import Setup, Times
 from nexus.profiler.points import Grid, Limits, Point
 from nexus.profiler.session import check_origin, only, resumed
-from nexus.profiles.documents import check_writable
+from nexus.profiles.outputs import check_writable
 from nexus.profiles.schema import (
     Engine,
     Machine,
@@ -41,6 +40,8 @@ from nexus.profiles.schema import (
 )
 from nexus.runtime.machine import config_hash, seen_apart, software, this_machine
 from nexus.runtime.mps.daemon import MpsDaemon
+from nexus.runtime.scratch import scratch_folder
+from nexus.runtime.vllm.options import files_of
 
 _NEEDED = 4  # points of each pair that are measured however long it takes
 # MPS's word for a client whose kernels give way to others', as an overlap's prefill does.
@@ -190,16 +191,16 @@ def open_pair_session(
     An existing profile at ``path`` is resumed, as by ``open_session``. Raises PartitionError
     when MPS cannot work here, EngineError when vLLM cannot start.
     """
-    check_writable(path)
+    check_writable(path, *files_of(model, options))
     fingerprint = config_hash(model)
-    before = read_profile(path) if path.exists() and not fresh else None
+    before = read_profile(path) if path.is_file() and not fresh else None
     machine = seen_apart(this_machine)
     if before is not None:
         check_origin(before, machine, fingerprint, path, "mps")
     on_cpu = machine.device == "cpu"
     rounds = core_rounds(machine.sms) if on_cpu else gpu_rounds(machine.sms)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexus-pairs-")))
+        folder = stack.enter_context(scratch_folder("nexus-pairs-"))
         daemon = None if on_cpu else stack.enter_context(MpsDaemon())
 
         def set_up(station: Station, slot: int) -> Setup:

@@ -26,7 +26,7 @@ from nexus.profiler.points import (
     kernel_points,
     stock_points,
 )
-from nexus.profiles.documents import check_writable
+from nexus.profiles.outputs import check_writable
 from nexus.profiles.schema import (
     Engine,
     KernelSample,
@@ -42,6 +42,7 @@ from nexus.profiles.schema import (
 from nexus.runtime.machine import config_hash, software, this_machine
 from nexus.runtime.vllm.graph_sizes import MOST_MIXED_TOKENS
 from nexus.runtime.vllm.options import (
+    files_of,
     given,
     one_line,
     parse_engine,
@@ -170,10 +171,10 @@ def open_session(
     An existing profile at ``path`` is resumed; one of another model, machine or engine
     raises MismatchError unless ``fresh``. Raises EngineError when vLLM cannot start.
     """
-    check_writable(path)
+    check_writable(path, *files_of(model, options))
     machine = this_machine()
     fingerprint = config_hash(model)
-    before = read_profile(path) if path.exists() and not fresh else None
+    before = read_profile(path) if path.is_file() and not fresh else None
     if before is not None:
         check_origin(before, machine, fingerprint, path)
     engine = start_engine(model, options, machine.device == "cpu")

@@ -7,8 +7,6 @@ and written whole or not at all.
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +14,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from nexus.errors import DocumentError
+from nexus.profiles.outputs import write_atomically
+from nexus.profiles.plain_yaml import PlainYamlError, load
 
 T = TypeVar("T")
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MOST_BYTES = 32 << 20  # eighty times the largest plan
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LINE_WIDTH = 1_000_000  # a row never wraps
 
@@ -31,41 +31,46 @@ def read_document(path: Path, kind: type[T], schema: str) -> T:
     ``nexus.profile/1``. Raises DocumentError, in one line, for anything else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise DocumentError(f"{path}: more than {_MOST_BYTES >> 20} MiB")
+        return parse_document(text.decode(), kind, schema, source=str(path))
     except OSError as error:
         raise DocumentError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DocumentError(f"{path}: not a text file") from error
-    return parse_document(text, kind, schema, source=str(path))
 
 
 def parse_document(text: str, kind: type[T], schema: str, source: str) -> T:
     """As ``read_document``, from ``text``; ``source`` names it in errors."""
     try:
-        raw = yaml.load(text, Loader=_LOADER)  # noqa: S506  a safe loader either way
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise DocumentError(f"{source}: not YAML{where}") from error
+        raw = load(text)
+    except PlainYamlError as error:
+        raise DocumentError(f"{source}: {error}") from error
     if not isinstance(raw, dict):
         raise DocumentError(f"{source}: not a {schema} document, but a {type(raw).__name__}")
     tag = raw.pop("schema", None)
     if tag != schema:
-        raise DocumentError(f"{source}: schema is {tag!r}, expected {schema!r}")
+        raise DocumentError(f"{source}: schema is {repr(tag)[:80]}, expected {schema!r}")
     try:
         # JSON is where pydantic's strict mode takes a list for a tuple, a mapping for a class.
-        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str))
+        return TypeAdapter(kind).validate_json(json.dumps(raw))
     except ValidationError as error:
         raise DocumentError(f"{source}: {first_problem(error)}") from error
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, as ``field: what is wrong``."""
+def first_problem(error: ValidationError, whole: str = "document") -> str:
+    """The first of pydantic's complaints, as ``field: what is wrong``.
+
+    ``whole`` stands for the field where it is about all of them.
+    """
     problems = error.errors(include_url=False)
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"]) or "document"
+    where = ".".join(str(part)[:80] for part in first["loc"]) or whole
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where}: {first['msg']}{more}"
+    told = first["msg"].removeprefix("Value error, ") + more
+    return f"{where}: {told}" if where else told
 
 
 def write_document(path: Path, document: Any, schema: str) -> None:
@@ -94,37 +99,6 @@ def dump_document(document: Any, schema: str) -> str:
 def document_hash(document: Any, schema: str) -> str:
     """A short SHA-256 of what ``dump_document`` writes: equal content, equal hash."""
     return hashlib.sha256(dump_document(document, schema).encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds all of it or what it held before.
-
-    A link's target is written, not the link. Raises DocumentError.
-    """
-    target = path.resolve()
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
-    except OSError as error:
-        raise DocumentError(f"{path}: {error.strerror or error}") from error
-
-
-def check_writable(path: Path) -> None:
-    """Raise DocumentError where ``path`` could not be written, before work is done for it."""
-    if path.is_dir():
-        raise DocumentError(f"{path}: Is a directory")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise DocumentError(f"{path}: no folder {folder}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise DocumentError(f"{path}: Permission denied")
 
 
 def _is_table(value: Any) -> bool:

@@ -5,6 +5,8 @@ from pathlib import Path
 from nexus.profiles.schema import Machine, PartitionerName, Profile, read_profile
 from nexus.runtime.machine import this_machine
 
+PROFILE_HERE = Path("profile.yaml")  # what `nexus profile` writes; looked for before those
+
 
 def shipped_profiles(partitioner: PartitionerName = "green") -> list[Path]:
     """Every profile of that kind in the package, by folder (the device) and name (the model)."""
@@ -23,8 +25,7 @@ def profile_of_this_machine() -> Path | None:
 
 def green_twin(profile: Profile) -> Profile | None:
     """The same model on the same machine under green contexts: here, or shipped."""
-    here = Path("profile.yaml")
-    for path in (*([here] if here.exists() else []), *shipped_profiles()):
+    for path in (*([PROFILE_HERE] if PROFILE_HERE.exists() else []), *shipped_profiles()):
         twin = read_profile(path)
         if (
             twin.partitioner == "green"

@@ -11,6 +11,7 @@ from pathlib import Path
 from nexus.benchmarks.document import document
 from nexus.benchmarks.predicted import Predictor
 from nexus.benchmarks.results import Cell, read_cells
+from nexus.profiles.outputs import check_writable, write_atomically
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,7 +38,7 @@ def put(into: Path, text: str) -> None:
     before = into.read_text(encoding="utf-8")
     head, _, rest = before.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    into.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+    write_atomically(into, f"{head}{BEGIN}\n{text}\n{END}{tail}")
 
 
 def main(words: list[str]) -> None:
@@ -46,6 +47,7 @@ def main(words: list[str]) -> None:
     if "--write" in words:
         at = words.index("--write")
         into = Path(words[at + 1])
+        check_writable(into, *map(Path, words[:at] + words[at + 2 :]))
         words = words[:at] + words[at + 2 :]
     files = [Path(word) for word in words] or sorted(RESULTS.glob("*/*.jsonl"))
     text = tables(files)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from nexus.planner.table import PLAN_SCHEMA, Plan
-from nexus.profiles.documents import write_atomically
+from nexus.profiles.outputs import write_atomically
 from nexus.profiles.schema import PROFILE_SCHEMA, Profile
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -96,6 +96,7 @@ def test_a_plan_is_made_simulated_and_drawn_without_a_gpu(tmp_path: Path) -> Non
     refused(nexus("plan", profile, "--input-tokens", "5", cwd=tmp_path), "go together")
     refused(nexus("plan", profile, "--trace", "none.csv", cwd=tmp_path), "No such file")
     refused(nexus("simulate", "none.yaml", cwd=tmp_path), "No such file")
+    refused(nexus("report", "-o", "plan.yaml", cwd=tmp_path), "would overwrite plan.yaml")
 
 
 def test_a_share_for_mps_is_planned_and_simulated(tmp_path: Path) -> None:

@@ -30,10 +30,16 @@ from nexus.benchmarks.shapes import with_tokenizer
 from nexus.demo.model import cache_folder
 from nexus.errors import NexusError
 from nexus.planner.table import Plan, read_plan
+from nexus.profiles.outputs import check_writable, make_folder, write_atomically
+from nexus.runtime.vllm.options import files_of, from_file
 from nexus.terminal import err, now, quieten
 
 ALIKE = ("--no-enable-prefix-caching",)
 """For both engines: every prompt is computed, however often it is asked."""
+_WRITTEN = (
+    *("stock-answers.json", "engine.json", "engine-trace.json", "plan.yaml"),
+    *("server.json", "serve.log", "trace.json"),
+)
 
 
 def main(words: Sequence[str]) -> int:
@@ -99,11 +105,11 @@ def _stock(arguments: argparse.Namespace, options: list[str]) -> int:
     from nexus.benchmarks.lane.gather import stock_answers
 
     quieten(verbose=False)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / "stock-answers.json"
+    path = _checked_folder(arguments, options) / "stock-answers.json"
     path.unlink(missing_ok=True)
     plan = read_plan(arguments.table)
-    stock_answers(_model(arguments), [*options, *ALIKE], plan, path, arguments.prompts)
+    alike = [*from_file(options), *ALIKE]
+    stock_answers(_model(arguments), alike, plan, path, arguments.prompts)
     return 0
 
 
@@ -114,14 +120,16 @@ def _lane(arguments: argparse.Namespace, options: list[str]) -> int:
     quieten(verbose=False)
     plan = read_plan(arguments.table)
     lanes = lane_modes_of(plan, arguments.modes)
-    results = Results(arguments.output, "engine.json", _told("engine", arguments, plan))
+    results = Results(
+        _checked_folder(arguments, options), "engine.json", _told("engine", arguments, plan)
+    )
     stock = arguments.output / "stock-answers.json"
     if not stock.exists():
         err.print("no answers of stock vLLM to compare with", markup=False)
     with results.part("engine"):
         lane_evidence(
             _model(arguments),
-            [*options, *ALIKE],
+            [*from_file(options), *ALIKE],
             plan,
             lanes,
             stock if stock.exists() else None,
@@ -139,7 +147,9 @@ def _server(arguments: argparse.Namespace, options: list[str]) -> int:
 
     quieten(verbose=False)
     plan = read_plan(arguments.table)
-    results = Results(arguments.output, "server.json", _told("server", arguments, plan))
+    results = Results(
+        _checked_folder(arguments, options), "server.json", _told("server", arguments, plan)
+    )
     load = Churn(arguments.load_requests, arguments.load_rate, 0.0, 200, 3000, 250, limit_s=120.0)
     churn = Churn(arguments.requests, arguments.rate)
     words = ["--table", str(arguments.table), *(["--force"] if arguments.force else []), *options]
@@ -157,14 +167,25 @@ def _server(arguments: argparse.Namespace, options: list[str]) -> int:
 def _trace(arguments: argparse.Namespace, options: list[str]) -> int:
     if options:
         _parser().error(f"unknown: {' '.join(options)}")
+    if arguments.output is not None:
+        check_writable(arguments.output, arguments.trace, arguments.table, arguments.profile)
     plan = None if arguments.table is None else read_plan(arguments.table)
     found = summary(read_trace(arguments.trace), _co_run(arguments, plan))
     text = json.dumps(found, indent=1) + "\n"
     if arguments.output is None:
         sys.stdout.write(text)
     else:
-        arguments.output.write_text(text, encoding="utf-8")
+        write_atomically(arguments.output, text)
     return 0
+
+
+def _checked_folder(arguments: argparse.Namespace, options: list[str]) -> Path:
+    """The folder of results, which holds nothing that is read under a name that is written."""
+    folder = make_folder(arguments.output)
+    read = (arguments.table, arguments.profile, *files_of(arguments.model, options))
+    for name in _WRITTEN:
+        check_writable(folder / name, *read)
+    return folder
 
 
 def _model(arguments: argparse.Namespace) -> str:

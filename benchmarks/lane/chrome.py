@@ -7,6 +7,7 @@ from typing import Any
 
 from nexus.benchmarks.lane.activity import Stream, busiest
 from nexus.profiler.kernels import KernelRecord, kernel_class
+from nexus.profiles.outputs import write_atomically
 
 WINDOW_MS = 50.0
 MOST_BYTES = 280_000
@@ -28,7 +29,7 @@ def write_window(
         start = busiest(records, prefill, int(window_ms * 1e6))
         text = _trace(records, start, int(window_ms * 1e6), names)
         if len(text) <= MOST_BYTES or window_ms < 1.0:
-            path.write_text(text, encoding="utf-8")
+            write_atomically(path, text)
             return window_ms
         window_ms *= 0.8
 

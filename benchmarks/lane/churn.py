@@ -105,7 +105,8 @@ async def _send_all(port: int, model: str, churn: Churn) -> list[Outcome]:
     generator = random.Random(3)
     tasks = []
     timeout = aiohttp.ClientTimeout(total=churn.limit_s)
-    connector = aiohttp.TCPConnector(limit=0)
+    # A connection for each request: on one that is kept, the server may just have hung up.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     url = f"http://127.0.0.1:{port}/v1/completions"
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         begun, at = time.monotonic(), 0.0

@@ -22,6 +22,7 @@ from nexus.benchmarks.lane.tables import with_modes, write
 from nexus.benchmarks.lane.tracefile import read_trace
 from nexus.benchmarks.lane.window import Load
 from nexus.planner.table import Mode, Plan
+from nexus.profiles.outputs import write_atomically
 from nexus.runtime.vllm.options import with_defaults
 
 LONGEST = 6000
@@ -47,7 +48,7 @@ def stock_answers(model: str, options: Sequence[str], plan: Plan, path: Path, co
             },
         }
     raw = {run: {name: a.plain() for name, a in found[run].items()} for run in RUNS}
-    path.write_text(json.dumps(raw), encoding="utf-8")
+    write_atomically(path, json.dumps(raw))
 
 
 def read_answers(path: Path) -> dict[str, Answers]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nexus.profiles.outputs import make_folder, write_atomically
 from nexus.runtime.machine import software, this_machine
 from nexus.terminal import err
 
@@ -17,8 +18,7 @@ class Results:
 
     def __init__(self, folder: Path, name: str, told: dict[str, Any]) -> None:
         """``told`` comes first: the command, the model, the plan."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder = make_folder(folder)
         self.path = folder / name
         self.body: dict[str, Any] = {
             **told,
@@ -35,7 +35,7 @@ class Results:
     def keep(self, name: str, value: Any) -> None:
         """Set a part."""
         self.body[name] = value
-        self.path.write_text(json.dumps(self.body, indent=1) + "\n", encoding="utf-8")
+        write_atomically(self.path, json.dumps(self.body, indent=1) + "\n")
 
     def add(self, name: str, key: str, value: Any) -> None:
         """Add to a part that is a dictionary."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nexus.errors import EngineError
 from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
 
 
@@ -27,7 +28,11 @@ class ServeContext:
 
     @classmethod
     def of(cls, vllm_config: Any) -> "ServeContext":
-        """The context of a running engine."""
+        """The context of a running engine; raises EngineError in one that Nexus did not start."""
         context = vllm_config.additional_config
-        assert isinstance(context, cls), "the scheduler runs only under `nexus serve`"
+        if not isinstance(context, cls):
+            raise EngineError(
+                "Nexus's scheduler and workers have no plan here: start the server with"
+                " `nexus serve MODEL --table plan.yaml`, which takes vLLM's options"
+            )
         return context

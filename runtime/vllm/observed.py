@@ -46,8 +46,10 @@ class ObservedScheduler(Scheduler):
         self._late_gaps: dict[str, int] = {}
         self._all_sms = (self.nexus_plan.machine.sms,) * 2
         self._watch = StepWatch()
+        # As vLLM's own metrics: the data parallel rank of a dense model's engine is always 0.
+        self._engine = int(self.vllm_config.parallel_config.data_parallel_index)
+        self._trace = ServeTrace(context.trace, engine=self._engine) if context.trace else None
         self._metrics = self._new_metrics(context)
-        self._trace = ServeTrace(context.trace) if context.trace else None
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any
@@ -152,10 +154,9 @@ class ObservedScheduler(Scheduler):
     def _new_metrics(self, context: ServeContext) -> SchedulerMetrics | None:
         if context.metrics is None:
             return None
-        config = self.vllm_config
         labels = {
-            "model_name": str(config.model_config.served_model_name),
-            "engine": str(config.parallel_config.data_parallel_rank),
+            "model_name": str(self.vllm_config.model_config.served_model_name),
+            "engine": str(self._engine),
         }
         return SchedulerMetrics(context.metrics, labels, self.nexus_plan.modes)
 

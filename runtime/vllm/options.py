@@ -1,6 +1,7 @@
 """vLLM's command-line options: parsed by vLLM, with the defaults that Nexus adds.
 
-Whatever the user gives wins. Nexus adds only what a plan or a CPU needs:
+What the user gives wins, on the command line over the file of ``--config``. Nexus adds only
+what a plan or a CPU needs:
 
 - on a CPU: the data type that is fast there, a KV cache of fixed size (vLLM's own
   default claims nearly all memory and refuses to start beside other programs), one
@@ -11,21 +12,33 @@ Whatever the user gives wins. Nexus adds only what a plan or a CPU needs:
 """
 
 import argparse
+import logging
 import os
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+from pydantic import ValidationError
+
 from nexus.errors import EngineError
+from nexus.profiles.documents import first_problem
 from nexus.profiles.schema import Engine, Model
 from nexus.runtime.machine import has_fast_bf16
 from nexus.runtime.vllm.graph_sizes import MOST_MIXED_TOKENS
 
 CPU_KV_CACHE_BYTES = 1 << 30
 _USUAL_GRAPH_TOKENS = 512
+_MOST_WORDS = 400  # characters of a complaint
 _GRAPHS = (
     *("--max-cudagraph-capture-size", "--cudagraph-capture-sizes", "--enforce-eager"),
     *("--compilation-config", "-cc", "-O", "--optimization-level"),
 )
+
+# A folder may hold other files, such as what a command wrote there.
+_MODEL_FILES = ("*config.json", "*token*", "*.safetensors*", "*.bin", "*.gguf")
 
 
 def spelled(option: str) -> str:
@@ -41,14 +54,55 @@ def given(options: Sequence[str], *names: str) -> bool:
     return any(spelled(option) in names for option in options)
 
 
+def without(options: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """All that ``name`` is given as, the last of which counts, and the options but for it."""
+    values, others = [], []
+    words = iter(options)
+    for option in words:
+        if spelled(option) != name:
+            others.append(option)
+        else:
+            _, mark, value = option.partition("=")
+            values.append(value if mark else next(words, ""))
+    return values, others
+
+
 def value_of(options: Sequence[str], name: str) -> str | None:
     """What an option is given as, None where it is not; of several the last, as to vLLM."""
-    found = None
-    for option, following in zip(options, (*options[1:], ""), strict=True):
-        if spelled(option) == name:
-            _, mark, value = option.partition("=")
-            found = value if mark else following
-    return found
+    values, _ = without(options, name)
+    return values[-1] if values else None
+
+
+def from_file(options: Sequence[str]) -> list[str]:
+    """``options`` with those of the file that ``--config`` names before them, read by vLLM.
+
+    Of an option that is there twice the last counts. Raises EngineError.
+    """
+    paths, others = without(options, "--config")
+    if not paths:
+        return others
+    if len(paths) > 1:
+        raise EngineError("--config is there more than once")
+    path = paths[0]
+    _, serve, _ = _parsers()
+    try:
+        with quietly():
+            return [*serve.load_config_file(path), *others]
+    except OSError as error:
+        raise EngineError(f"--config {path}: {error.strerror or error}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise EngineError(f"--config {path}: {one_line(error)}") from error
+    except (AttributeError, TypeError, RecursionError) as error:
+        raise EngineError(f"--config {path}: no options and their values") from error
+
+
+def files_of(model: str | None, options: Sequence[str]) -> list[Path]:
+    """The files that ``model`` is made of, if it is here, and those that ``options`` name."""
+    words = [model or "", *options, *(option.partition("=")[2] for option in options)]
+    named = [Path(word) for word in words if os.path.isfile(word)]  # noqa: PTH113  of any length
+    if model is None:
+        return named
+    return named + [file for pattern in _MODEL_FILES for file in Path(model).glob(pattern)]
 
 
 def with_defaults(
@@ -60,11 +114,8 @@ def with_defaults(
 ) -> list[str]:
     """``options`` and, where they do not say otherwise, the defaults above.
 
-    ``batches``: the tokens of the plan's fused modes. Raises EngineError for --config beside a
-    plan: what that file says would be overridden.
+    ``batches``: the tokens of the plan's fused modes.
     """
-    if engine is not None and given(options, "--config"):
-        raise EngineError("--config cannot be combined with --table: give its options instead")
     added: list[str] = []
 
     def default(name: str, value: str | None = None) -> None:
@@ -101,14 +152,7 @@ def use_every_core() -> None:
 
 def parse_serve(model: str, options: Sequence[str]) -> argparse.Namespace:
     """What ``vllm serve MODEL OPTIONS`` would parse to; raises EngineError."""
-    from vllm.entrypoints.cli.serve import cmd_init
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    (command,) = cmd_init()
-    parser = FlexibleArgumentParser(prog="nexus")
-    serve = command.subparser_init(parser.add_subparsers())
-    for each in (parser, serve):
-        each.error = _refuse
+    parser, _, command = _parsers()
     arguments = parser.parse_args(["serve", model, *options])
     arguments.model = model
     arguments.command = command
@@ -117,6 +161,19 @@ def parse_serve(model: str, options: Sequence[str]) -> argparse.Namespace:
     except (ValueError, TypeError) as error:
         raise EngineError(f"vLLM: {one_line(error)}") from error
     return arguments
+
+
+def _parsers() -> tuple[Any, Any, Any]:
+    """The parser of ``vllm``'s commands, that of ``vllm serve``, and what runs it."""
+    from vllm.entrypoints.cli.serve import cmd_init
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    (command,) = cmd_init()
+    parser = FlexibleArgumentParser(prog="nexus")
+    serve = command.subparser_init(parser.add_subparsers())
+    for each in (parser, serve):
+        each.error = _refuse
+    return parser, serve, command
 
 
 def parse_engine(model: str, options: Sequence[str]) -> Any:
@@ -131,11 +188,28 @@ def parse_engine(model: str, options: Sequence[str]) -> Any:
 
 def one_line(error: BaseException) -> str:
     """The gist of vLLM's (often pydantic's, often long) complaint."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("Value error, ")]
-    text = told[0].removeprefix("Value error, ") if told else (lines[0] if lines else repr(error))
-    return text.partition(" [type=")[0]
+    if isinstance(error, ValidationError):
+        return first_problem(error, whole="")
+    return _gist(str(error)) or repr(error)
+
+
+def _gist(text: str) -> str:
+    """The first line and what else fits, up to what pydantic adds for developers."""
+    first = text.strip().partition("\n")[0]
+    told = " ".join(text.split()).partition(" [type=")[0]
+    return textwrap.shorten(told, max(len(first) + 4, _MOST_WORDS), placeholder=" ...")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Log nothing meanwhile: what matters is raised, or said again later."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _refuse(message: str) -> NoReturn:
-    raise EngineError(f"vLLM: {message}")
+    raise EngineError(f"vLLM: {_gist(message)}")

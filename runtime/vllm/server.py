@@ -1,15 +1,13 @@
 """``nexus serve``: vLLM's own server, with the plan plugged in."""
 
 import argparse
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from nexus.errors import EngineError, MismatchError, UserError
 from nexus.planner.table import Plan, read_plan
-from nexus.profiles.documents import check_writable
+from nexus.profiles.outputs import check_writable
 from nexus.profiles.schema import Machine
 from nexus.runtime.line import PrefillOrder
 from nexus.runtime.machine import (
@@ -21,6 +19,7 @@ from nexus.runtime.machine import (
     this_machine,
 )
 from nexus.runtime.ports import check_port
+from nexus.runtime.scratch import scratch_folder
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.lane_options import (
     lane_modes,
@@ -28,7 +27,14 @@ from nexus.runtime.vllm.lane_options import (
     plug_in_lane,
     refuse_unservable,
 )
-from nexus.runtime.vllm.options import one_line, parse_serve, use_every_core, with_defaults
+from nexus.runtime.vllm.options import (
+    files_of,
+    one_line,
+    parse_serve,
+    quietly,
+    use_every_core,
+    with_defaults,
+)
 from nexus.runtime.vllm.trace import ServeTrace
 
 SCHEDULERS = "nexus.runtime.vllm.scheduler"
@@ -51,12 +57,12 @@ def serve(
     an option is refused, or the port is taken.
     """
     if trace is not None:
-        _check_trace(trace, table)
+        _check_trace(trace, table, files_of(model, options))
     with ExitStack() as stack:
         context = None
         if table is not None:
-            metrics = Path(stack.enter_context(TemporaryDirectory(prefix="nexus-metrics-")))
-            traced = trace and trace.resolve()
+            metrics = stack.enter_context(scratch_folder("nexus-metrics-"))
+            traced = trace and trace.absolute()  # not what /dev/stdout is a link to
             context = ServeContext(
                 table.resolve(), prefill_order, aging_tokens_per_s, traced, metrics
             )
@@ -121,6 +127,8 @@ def _plug_in(
         raise EngineError(f"--{taken[0].replace('_', '-')} cannot be combined with --table")
     if context.prefill_order != "fcfs" and arguments.scheduling_policy == "priority":
         raise EngineError("--scheduling-policy priority needs --prefill-order fcfs")
+    if arguments.enable_chunked_prefill is False:
+        raise EngineError("--no-enable-chunked-prefill cannot be combined with --table")
     most = max(mode.chunk for mode in plan.modes.values())
     if arguments.max_num_batched_tokens < most:
         raise EngineError(
@@ -137,27 +145,21 @@ def _plug_in(
         plug_in_graphs(arguments, machine)
 
 
-def _check_trace(trace: Path, table: Path | None) -> None:
+def _check_trace(trace: Path, table: Path | None, read: Sequence[Path]) -> None:
     if table is None:
         raise UserError("--trace needs --table: stock vLLM has no modes to trace")
-    if trace.resolve() == table.resolve():
-        raise UserError(f"--trace and --table are both {trace}")
-    check_writable(trace)
+    check_writable(trace, table, *read)
 
 
 def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool) -> None:
     """Let vLLM and the lane refuse a bad combination of options here, in one line."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    log = logging.getLogger("vllm")
-    level = log.level
-    log.setLevel(logging.ERROR)  # the server is about to say all of it again
     try:
-        config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+        with quietly():
+            config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
     except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
         raise EngineError(f"vLLM: {one_line(error)}") from error
-    finally:
-        log.setLevel(level)
     if plan is None:
         return
     if not force:

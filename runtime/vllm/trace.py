@@ -1,13 +1,18 @@
 """``nexus serve --trace``: steps and passes as a Chrome trace, for Perfetto or chrome://tracing.
 
 The file is a JSON array that is written line by line, from the scheduler's process and the
-worker's alike; it is closed when the server ends. Both viewers take one that is not.
+worker's alike; it is closed when the server ends, or when a line cannot be written, as on a full
+disk: then no process writes any more. Both viewers take one that is not closed.
 Times are those of the monotonic clock, which all processes of a machine share.
 """
 
+import fcntl
 import json
+import logging
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,11 @@ PASSES = "passes (prefill lane)"
 LEFT_LANE = "left the lane"
 FIRST_TOKENS = "first tokens"
 _LANES = {STEPS: 1, PASSES: 2}
+_BEGIN = b"[\n"
+_END = b'{"ph": "M", "name": "end", "pid": 1}\n]\n'
+_TAIL_BYTES = 1 << 20  # more than the longest line
+
+log = logging.getLogger("vllm.nexus")
 
 
 def told_of(rows: Sequence[Row]) -> dict[str, Any]:
@@ -30,14 +40,27 @@ def told_of(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 class ServeTrace:
-    """Appends to one file; a line is one write, so that two processes do not mix theirs."""
+    """Appends to one file, a line at a time, so that two processes do not mix theirs.
 
-    def __init__(self, path: Path, *, begin: bool = False) -> None:
-        """``begin`` a new file, or go on with the one that another process has begun."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if begin else 0)
-        self._file = os.open(path, flags, 0o644)
+    Never raises OSError: what cannot be written ends the trace, with one line in the log.
+    """
+
+    def __init__(self, path: Path, *, begin: bool = False, engine: int = 0) -> None:
+        """``begin`` a new file, or go on with the one that another process has begun.
+
+        What is written is of that ``engine``, of several that are data parallel.
+        """
+        self._pid = engine + 1
+        self._file: int | None = None
+        try:
+            ordinary = not path.exists() or path.is_file()
+            flags = (os.O_RDWR if ordinary else os.O_WRONLY) | os.O_CREAT | os.O_CLOEXEC
+            self._file = os.open(path, flags | (os.O_TRUNC if begin else 0), 0o644)
+        except OSError as error:
+            self._stop(error)
         if begin:
-            os.write(self._file, b"[\n")
+            self._append(_BEGIN)
+        if begin or engine:
             for lane, tid in _LANES.items():
                 self._write({"ph": "M", "name": "thread_name", "tid": tid, "args": {"name": lane}})
 
@@ -57,8 +80,83 @@ class ServeTrace:
 
     def end(self) -> None:
         """End the array, when no process writes any more."""
-        os.write(self._file, b'{"ph": "M", "name": "end", "pid": 1}\n]\n')
-        os.close(self._file)
+        self._append(_END)
+        self._close()
 
     def _write(self, event: dict[str, Any]) -> None:
-        os.write(self._file, (json.dumps({"pid": 1, **event}) + ",\n").encode())
+        self._append((json.dumps({"pid": self._pid, **event}) + ",\n").encode())
+
+    def _append(self, line: bytes) -> None:
+        if self._file is None:
+            return
+        try:
+            with _locked(self._file):
+                over = not _has_added(self._file, line)
+        except OSError as error:
+            self._stop(error)
+        else:
+            if over:
+                self._close()
+
+    def _stop(self, error: OSError) -> None:
+        log.warning("nexus: the trace ends here: %s", error.strerror or error)
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _has_added(file: int, line: bytes) -> bool:
+    """Whether ``line`` is in the file, whose array may be over or never begun.
+
+    Raises OSError where there is no room, and ends the array.
+    """
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode):
+        _write(file, line)
+        return True
+    size = status.st_size
+    if os.pread(file, 2, max(0, size - 2)) == _END[-2:] or (size == 0 and line != _BEGIN):
+        return False
+    try:
+        _write(file, line, size)
+    except OSError:
+        _end_within(file, size)
+        raise
+    return True
+
+
+def _end_within(file: int, size: int) -> None:
+    """End the array with whole lines alone, the last ones giving way to what ends it.
+
+    Where there are none to give way nothing stays.
+    """
+    start = max(0, size - _TAIL_BYTES)
+    tail = os.pread(file, size - start, start)
+    room = tail.rfind(b"\n", 0, max(0, len(tail) - len(_END))) + 1
+    if room:
+        size = start + room
+        with suppress(OSError):
+            _write(file, _END, size)
+            size += len(_END)
+    elif start == 0:
+        size = 0
+    os.ftruncate(file, size)
+
+
+def _write(file: int, data: bytes, at: int | None = None) -> None:
+    """All of ``data``, from ``at`` on in a file; where OSError is raised, a part may be there."""
+    while data:
+        count = os.write(file, data) if at is None else os.pwrite(file, data, at)
+        data, at = data[count:], None if at is None else at + count
+
+
+@contextmanager
+def _locked(file: int) -> Iterator[None]:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -128,6 +128,21 @@ def test_the_command_is_told_as_it_was_given(
         assert shlex.split(told) == ["python", "-m", "nexus.benchmarks.lane", *words]
 
 
+def test_the_command_writes_over_nothing_that_it_reads(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, table = traced(tmp_path / "trace.json", ends=True), tmp_path / "plan.yaml"
+    table.write_bytes(SHIPPED.read_bytes())
+    for words in (
+        ["trace", str(trace), "-o", str(trace)],
+        ["lane", str(tiny_model), "--table", str(table), "-o", str(tmp_path)],
+    ):
+        assert main(words) == 2
+        assert "would overwrite" in capsys.readouterr().err
+    assert table.read_bytes() == SHIPPED.read_bytes()
+    assert len(read_trace(trace).steps) == 5
+
+
 def test_a_table_can_be_held_to_one_mode(plan: Plan) -> None:
     lanes = lane_modes_of(plan, "")
     assert [mode.mode for mode in lanes] == ["overlap", "split"]

@@ -87,6 +87,12 @@ def test_the_page_shows_the_latest_of_each_cell(tmp_path: Path) -> None:
     assert "https://cdn" not in text.split("<body>")[0]
     assert "vllm-512" in text
     assert "500/15" in text
+    measured = store.path.read_bytes()
+    (tmp_path / "cells.html").unlink()
+    (tmp_path / "cells.html").symlink_to(store.path)
+    with pytest.raises(DocumentError, match="would overwrite"):
+        write_page(store.path)
+    assert store.path.read_bytes() == measured
 
 
 def test_parts_are_one_set_of_results(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 """Steps found in a profiler's trace."""
 
+import gzip
+from pathlib import Path
 from typing import Any
 
-from nexus.benchmarks.steps import traced_steps
+import pytest
+
+from nexus.benchmarks.steps import main, traced_steps
+from nexus.errors import DocumentError
 
 
 def kernel(name: str, ts: float, dur: float) -> dict[str, Any]:
@@ -26,6 +31,15 @@ def test_a_step_is_what_runs_from_one_sample_to_the_next() -> None:
     assert (step.prompts, step.prompt_tokens, step.decodes) == (1, 90, 7)
     assert (step.ms, step.idle) == (3.5, 0.1)
     assert (step.products, step.attention, step.combine) == (2.0, 0.9, 0.1)
+
+
+def test_a_trace_is_not_written_over(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json.gz"
+    trace.write_bytes(gzip.compress(b'{"traceEvents": []}'))
+    main(trace, tmp_path / "steps.json")
+    assert (tmp_path / "steps.json").read_text() == "[\n\n]\n"
+    with pytest.raises(DocumentError, match="would overwrite"):
+        main(trace, trace)
 
 
 def test_a_trace_without_annotations_has_no_steps() -> None:

@@ -121,6 +121,12 @@ def test_a_bad_plan_is_refused_in_one_line(tmp_path: Path, old: str, new: str, t
     assert "\n" not in str(caught.value)
 
 
+def test_axes_of_more_states_than_fit_in_memory_are_refused() -> None:
+    long = tuple(range(1, 5000))
+    with pytest.raises(ValueError, match=r"no row for state \(1, 1, 1\)"):
+        plan_of(Axes(long, long, long), GOOD.rows)
+
+
 def test_axes_must_increase() -> None:
     with pytest.raises(ValueError, match="does not increase"):
         Axes((0, 0), (0,), (0,))

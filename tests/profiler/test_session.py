@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nexus.errors import EngineError, MismatchError, UserError
+from nexus.errors import DocumentError, EngineError, MismatchError, UserError
 from nexus.profiles.schema import read_profile, write_profile
 from nexus.profiles.shipped import shipped_profiles
 from nexus.runtime.machine import config_hash, this_machine
@@ -75,6 +75,17 @@ def test_a_profile_of_something_else_is_refused_before_vllm_starts(
         write_profile(tmp_path / "profile.yaml", other)
         with pytest.raises(UserError, match=f"{named}.*--force"), open_run():
             pass
+
+
+def test_no_file_of_the_model_is_replaced(tiny_model: Path) -> None:
+    from nexus.profiler.session import open_session
+
+    path = tiny_model / "config.json"
+    with (
+        pytest.raises(DocumentError, match="would overwrite"),
+        open_session(str(tiny_model), [], path, "", "", fresh=True),
+    ):
+        pass
 
 
 class _Interrupt:

@@ -49,7 +49,8 @@ def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine
         aging = options.pop("aging", 500.0)
         if plan is not None:
             options["scheduler_cls"] = f"nexus.runtime.vllm.scheduler.{scheduler}"
-            options["additional_config"] = ServeContext(plan, order, aging)
+            trace = options.pop("trace", None)
+            options["additional_config"] = ServeContext(plan, order, aging, trace)
         if options.pop("lane", False):
             from vllm.config import KVTransferConfig
 

@@ -1,10 +1,17 @@
 """What the scheduler's process counts is what the HTTP server's process shows."""
 
+import json
+import re
+import tempfile
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+from openai import OpenAI
 from prometheus_client import REGISTRY, generate_latest
 
+from nexus.benchmarks.server import Server
 from nexus.planner.table import Mode, Row
 from nexus.runtime.vllm.metrics import SchedulerMetrics, on_metrics_page
 from nexus.runtime.vllm.watch import Scheduled, StepWatch
@@ -61,3 +68,42 @@ def test_where_vllm_collects_the_files_itself_they_go_there(
         SchedulerMetrics(tmp_path / "own", LABELS, ["fused-512"]).close()
         assert len(list((tmp_path / "all").glob("*.db"))) == 2
         assert page() == []
+
+
+CONFIG = """
+api-server-count: 1
+data-parallel-size: 2
+port: 1
+dtype: float32
+enforce-eager: true
+enable-prefix-caching: false
+kv-cache-memory-bytes: 64M
+max-model-len: 512
+max-num-seqs: 8
+"""
+
+
+@pytest.mark.engine
+def test_engines_of_a_server_have_numbers_of_their_own(
+    tiny_model: Path, make_plan: Any, tmp_path: Path
+) -> None:
+    """Configured by a file, after another server that was killed."""
+    left_over = Path(tempfile.mkdtemp(prefix="nexus-metrics-"))
+    config, trace = tmp_path / "options.yaml", tmp_path / "trace.json"
+    config.write_text(CONFIG)
+    plan = ("--table", str(make_plan((64,))), "--force", "--trace", str(trace))
+    words = [str(tiny_model), *plan, "--config", str(config)]
+    with Server(words, tmp_path / "serve.log", start_s=400) as server:
+        assert not left_over.exists()
+        with OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            prompts = [f"w{7 + n} " * 40 for n in range(8)]
+            client.completions.create(model=str(tiny_model), prompt=prompts, max_tokens=8)
+        with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+    for name in ("vllm:generation_tokens_total", "nexus_mode_steps_total", "nexus_batch_scale"):
+        series = [line for line in lines if line.startswith(f"{name}{{")]
+        engines = {re.findall('engine="(.)"', line)[0] for line in series}
+        assert engines == {"0", "1"}, series
+        assert all(float(line.split()[-1]) > 0 for line in series)
+    boxes = [event for event in json.loads(trace.read_text()) if event["ph"] == "X"]
+    assert {event["pid"] for event in boxes} == {1, 2}

@@ -1,10 +1,15 @@
 """vLLM's options: the user's win, Nexus's fill in, vLLM's refusals are one line."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from nexus.errors import EngineError
+from nexus.errors import DocumentError, EngineError
 from nexus.profiles.schema import Engine, Model
 from nexus.runtime.vllm.options import (
+    from_file,
     given,
     one_line,
     parse_engine,
@@ -13,6 +18,8 @@ from nexus.runtime.vllm.options import (
     value_of,
     with_defaults,
 )
+from nexus.runtime.vllm.server import serve
+from nexus.terminal import model_and_options
 
 MODEL = Model("m", "0" * 16, "bfloat16", 2, 64, 2, 1, 32, 4096)
 ENGINE = Engine(1024, 64, 16, 100_000, enforce_eager=True)
@@ -92,10 +99,73 @@ def test_an_option_is_known_in_any_spelling() -> None:
     assert value_of(options, "--port") is None
 
 
-def test_a_config_file_is_not_overridden_in_silence() -> None:
-    with pytest.raises(EngineError, match="--config"):
-        with_defaults(["--config", "c.yaml"], on_cpu=False, model=MODEL, engine=ENGINE)
-    assert with_defaults(["--config", "c.yaml"], on_cpu=False) == ["--config", "c.yaml"]
+CONFIG = """
+model: of-the-file
+dtype: float16
+port: 1
+max-num-seqs: 8
+enable-prefix-caching: false
+enforce-eager: false
+kv-cache-memory-bytes: 64M
+compilation-config: {cudagraph_capture_sizes: [1, 2]}
+served-model-name: [one, other]
+"""
+
+
+def test_a_config_file_is_below_the_command_line_and_above_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text(CONFIG)
+    for named in (["--config", str(path)], [f"--config={path}"]):
+        model, options = model_and_options([*named, "--port", "2"])
+        assert model == "of-the-file"
+        words = with_defaults(options, on_cpu=True, model=MODEL, engine=ENGINE)
+        found = parse_serve(model, words)
+        assert (found.model, found.port, found.max_num_seqs, found.dtype) == (
+            model,
+            2,
+            8,
+            "float16",
+        )
+        assert (found.enable_prefix_caching, found.enforce_eager) == (False, False)
+        assert found.served_model_name == ["one", "other"]
+        assert found.compilation_config.cudagraph_capture_sizes == [1, 2]
+        assert found.kv_cache_memory_bytes == 64 << 20
+        assert (found.max_num_batched_tokens, found.max_model_len) == (1024, 4096)
+    assert model_and_options(["mine", "--config", str(path), "--model", "late"])[0] == "mine"
+    assert model_and_options(["--config", str(path), "--model", "late"])[0] == "late"
+    assert "--model" not in model_and_options(["mine", "--config", str(path)])[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("options.yaml", "port: [", "while parsing"),
+        ("options.yaml", "just words", "no options and their values"),
+        ("options.yaml", "", "no options and their values"),
+        ("options.txt", "port: 1", "yaml/yml"),
+        ("none.yaml", None, "No such file"),
+    ],
+)
+def test_a_config_file_that_is_none_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, text: str | None, told: str
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(EngineError, match=rf"--config .*{told}") as caught:
+        from_file(["--config", str(path)])
+    assert "\n" not in str(caught.value)
+    assert "ERROR" not in "".join(capfd.readouterr())
+    with pytest.raises(EngineError, match="more than once"):
+        from_file(["--config", str(path), "--config=other.yaml"])
+
+
+def test_no_output_takes_the_place_of_a_config_file(tmp_path: Path) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text(CONFIG)
+    with pytest.raises(DocumentError, match="would overwrite"):
+        model_and_options(["mine", f"--config={path}"], path)
+    assert path.read_text() == CONFIG
 
 
 def test_a_cpu_gets_a_bounded_kv_cache_and_one_process() -> None:
@@ -114,8 +184,37 @@ def test_refusals_name_the_option() -> None:
         parse_serve("m", ["--max-model-len", "far"])
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--max-num-seqs 0", "max_num_seqs: Input should be greater than or equal to 1"),
+        ("--gpu-memory-utilization 3", "gpu_memory_utilization: Input should be less than"),
+        ("--pipeline-parallel-size 0", "pipeline_parallel_size: Input should be greater than"),
+        ("--max-logprobs -7", "max_logprobs: Input should be greater than or equal to -1"),
+        ("--hf-overrides 3", r"Input should be .* \(and 1 more\)"),
+        ("--max-model-len 9999", "is greater than the derived max_model_len"),
+        ('--compilation-config {"foo":7}', "--compilation-config.* foo Unexpected keyword"),
+        ('--kv-transfer-config {"kv_connector":"x"}', "Please specify kv_role"),
+        (
+            "--no-enable-chunked-prefill --max-model-len 4096",
+            "chunked-prefill cannot be combined with",
+        ),
+    ],
+)
+def test_vllm_s_reasons_are_told_in_one_line(
+    tiny_model: Path, make_plan: Any, words: str, told: str
+) -> None:
+    options = ["--dtype", "float32", "--max-model-len", "512", "--port", "0", *words.split()]
+    with pytest.raises(EngineError, match=told) as caught:
+        serve(str(tiny_model), options, make_plan((64,)), "deadline", 500.0, force=True)
+    assert not re.search(r"\n|pydantic|\[type=|validation error for \w+$", str(caught.value))
+
+
 def test_the_gist_of_a_long_complaint() -> None:
     long = "1 validation error for X\n  Value error, too long [type=value_error, input]\n  see docs"
-    assert one_line(ValueError(long)) == "too long"
-    assert one_line(ValueError("plain\nmore")) == "plain"
+    assert one_line(ValueError(long)) == "1 validation error for X Value error, too long"
+    assert one_line(ValueError("plain\n\tmore")) == "plain more"
     assert one_line(ValueError()) == "ValueError()"
+    frames = "CUDA error: " + "x" * 500 + "\n" + "frame\n" * 500
+    assert one_line(RuntimeError("failed\n" + frames)) == "failed CUDA error: ..."
+    assert one_line(RuntimeError(frames)) == f"CUDA error: {'x' * 500} ..."
