@@ -8,7 +8,7 @@ window of a trace, or seeds a synthetic workload anew.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -103,9 +103,8 @@ def _window(name: str, count: int, repeat: int) -> Requests:
     lap = index // total * whole.arrivals_s[-1]
     times = whole.arrivals_s[index % total] + lap
     times = (times - times[0]) * count / (times[-1] - times[0])
-    lengths = whole.lengths
-    taken = index[:-1] % total
-    return Requests(times[:-1], Lengths(name, lengths.inputs[taken], lengths.outputs[taken]))
+    taken = whole.take(index[:-1] % total, times[:-1])
+    return replace(taken, lengths=replace(taken.lengths, source=name))
 
 
 WORKLOADS: Mapping[str, Draw] = {
@@ -149,7 +148,7 @@ def requests_at(
     count = max(round(duration_s if at_once else rate * duration_s), 1)
     drawn = workload(name)(count, repeat)
     arrivals = np.zeros(count) if at_once else drawn.arrivals_s / rate
-    return Requests(arrivals, drawn.lengths.cut_to(max_model_len))
+    return replace(drawn, arrivals_s=arrivals, lengths=drawn.lengths.cut_to(max_model_len))
 
 
 def lengths_of(name: str, max_model_len: int) -> Lengths:

@@ -29,7 +29,7 @@ class Problem:
     def capacity(self, modes: list[Mode], bounds: Bounds | None = None) -> Capacity:
         """The highest rate that any use of ``modes`` sustains."""
         traffic = self.traffic(modes, bounds)
-        return solve_capacity(traffic, self.lengths.input_mean, self.lengths.decode_steps)
+        return solve_capacity(traffic, self.lengths.prefill_mean, self.lengths.decode_steps)
 
     def outcomes(self, modes: list[Mode], states: list[tuple[int, int, int]]) -> Outcomes:
         """What ``modes`` give in ``states``."""

@@ -34,12 +34,14 @@ def regimes(contest: Contest, load: float) -> list[list[Regime]]:
     """
     lengths, bounds = contest.problem.lengths, contest.problem.bounds
     total = lengths.input_mean + lengths.output_mean
+    cached = lengths.cached_mean / lengths.input_mean
     grid = []
     for factor in TBT_FACTORS:
         row = []
         for ratio in RATIOS:
             output = total / (1.0 + ratio)
-            workload = Workload("means", total - output, max(output, 2.0))
+            prompt = total - output
+            workload = Workload("means", prompt, max(output, 2.0), cached * prompt)
             cell = Bounds(bounds.ttft_ms, bounds.tbt_ms * factor)
             problem = Problem(
                 contest.problem.model,

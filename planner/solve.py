@@ -16,7 +16,7 @@ from nexus.planner.latency import fit_model
 from nexus.planner.paper import paper_modes, paper_rows
 from nexus.planner.predict import predict
 from nexus.planner.problem import Problem
-from nexus.planner.simulate import System
+from nexus.planner.simulate import System, usual_hits
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Plan, Workload
 from nexus.planner.workload import Lengths, Requests, lengths_of, poisson
@@ -79,7 +79,10 @@ def make_contest(
 ) -> Contest:
     """The model, the modes and the requests that plans are judged with; raises as make_plan."""
     asked = lengths_of(workload)
-    lengths = asked.cut_to(_longest(profile, asked))
+    lengths = asked.cut_to(longest(profile, asked))
+    if isinstance(workload, Requests) and workload.prefixes is not None:
+        workload = replace(workload, lengths=lengths)
+        lengths = replace(lengths, hits=usual_hits(workload, profile.engine))
     model = fit_model(profile)
     problem = Problem(model, profile.engine, bounds, lengths)
     fused = fused_modes(profile)
@@ -93,7 +96,7 @@ def make_contest(
     return Contest(draft, arena, fused, shared)
 
 
-def _longest(profile: Profile, lengths: Lengths) -> int:
+def longest(profile: Profile, lengths: Lengths) -> int:
     """The longest request that the engine can serve; raises InfeasibleError for too short a one."""
     engine = profile.engine
     kv_tokens = engine.kv_tokens - engine.block_size  # the last block may be part empty
@@ -117,9 +120,8 @@ def _requests(
     if isinstance(workload, Requests):
         own = _TRACED * count
         start, size = (own, _RETRIAL * own) if again else (0, own)
-        part = Requests(workload.arrivals_s, lengths).window(start, size)
-        times = part.arrivals_s
-        if len(times) >= _FEWEST_REQUESTS and times[-1] > times[0]:
+        part = replace(workload, lengths=lengths).window(start, size)
+        if len(part.arrivals_s) >= _FEWEST_REQUESTS and part.per_s:
             return part
     return poisson(lengths, _RETRIAL * count, seed=1) if again else poisson(lengths, count)
 

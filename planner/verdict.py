@@ -27,7 +27,11 @@ def describe(plan: Plan, profile: Profile) -> str:
 
 def _rates(plan: Plan) -> str:
     said = plan.prediction
-    lengths = f"{plan.workload.input_tokens:.0f} + {plan.workload.output_tokens:.0f} tokens"
+    cached = plan.workload.cached_tokens
+    prompt = f"{plan.workload.input_tokens:.0f}" + (
+        f" ({cached:.0f} of them cached)" if cached else ""
+    )
+    lengths = f"{prompt} + {plan.workload.output_tokens:.0f} tokens"
     served = (
         f"For requests of {lengths} ({plan.workload.source}) within TTFT {plan.bounds.ttft_ms:g} ms "
         f"and TBT {plan.bounds.tbt_ms:g} ms this {plan.machine.name} sustains"

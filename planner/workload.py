@@ -9,26 +9,48 @@ import numpy as np
 
 from nexus.errors import DocumentError
 from nexus.planner.fit import Floats, Ints
+from nexus.planner.prefixes import Prefixes
 from nexus.planner.table import Workload
 
 _SYNTHETIC_REQUESTS = 4096
 _SEED = 0
 _OUTPUT_PARTS = 4  # of an output, in which its context is seen
 _CONTEXT_PARTS = 512
+_AT_ONCE_S = 1e-6
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Prompt and output lengths of requests, in tokens, both of shape (n,), all >= 1."""
+    """Prompt and output lengths of requests, in tokens, both of shape (n,), all >= 1.
+
+    ``hits`` (n,) are the prompt tokens that the prefix cache has, fewer than ``inputs``; None
+    where it has none.
+    """
 
     source: str
     inputs: Ints
     outputs: Ints
+    hits: Ints | None = None
+
+    @property
+    def cached(self) -> Ints:
+        """Prompt tokens that need not be computed, of shape (n,)."""
+        return np.zeros_like(self.inputs) if self.hits is None else self.hits
 
     @property
     def input_mean(self) -> float:
         """Mean prompt tokens of a request."""
         return float(self.inputs.mean())
+
+    @property
+    def cached_mean(self) -> float:
+        """Mean prompt tokens of a request that need not be computed."""
+        return float(self.cached.mean())
+
+    @property
+    def prefill_mean(self) -> float:
+        """Mean prompt tokens of a request that are to be computed."""
+        return float((self.inputs - self.cached).mean())
 
     @property
     def output_mean(self) -> float:
@@ -42,9 +64,9 @@ class Lengths:
 
     @property
     def prompt_position(self) -> float:
-        """Prompt tokens before a prompt token, on average over all prompt tokens."""
-        inputs = self.inputs.astype(np.float64)
-        return float((inputs**2).sum() / (2.0 * inputs.sum()))
+        """Prompt tokens before a prompt token, on average over those that are computed."""
+        inputs, cached = self.inputs.astype(np.float64), self.cached.astype(np.float64)
+        return float((inputs**2 - cached**2).sum() / (2.0 * (inputs - cached).sum()))
 
     @property
     def decode_context(self) -> float:
@@ -80,13 +102,23 @@ class Lengths:
     def summary(self) -> Workload:
         """As a plan states it."""
         return Workload(
-            source=self.source, input_tokens=self.input_mean, output_tokens=self.output_mean
+            source=self.source,
+            input_tokens=self.input_mean,
+            output_tokens=self.output_mean,
+            cached_tokens=self.cached_mean,
         )
 
     def cut_to(self, max_model_len: int) -> "Lengths":
         """Without what a model of that length cannot serve: prompts and outputs are cut."""
         inputs = np.minimum(self.inputs, max_model_len - 1)
-        return Lengths(self.source, inputs, np.minimum(self.outputs, max_model_len - inputs))
+        outputs = np.minimum(self.outputs, max_model_len - inputs)
+        hits = None if self.hits is None else np.minimum(self.hits, inputs - 1)
+        return Lengths(self.source, inputs, outputs, hits)
+
+    def take(self, index: slice | Ints) -> "Lengths":
+        """Only the requests at ``index``, in that order."""
+        hits = None if self.hits is None else self.hits[index]
+        return Lengths(self.source, self.inputs[index], self.outputs[index], hits)
 
 
 def lengths_of(workload: "Workload | Lengths | Requests") -> Lengths:
@@ -100,11 +132,11 @@ def lengths_of(workload: "Workload | Lengths | Requests") -> Lengths:
     if isinstance(workload, Requests):
         return workload.lengths
     rng = np.random.default_rng(_SEED)
-    return Lengths(
-        workload.source,
-        _exponential(rng, workload.input_tokens),
-        _exponential(rng, workload.output_tokens),
-    )
+    inputs = _exponential(rng, workload.input_tokens)
+    outputs = _exponential(rng, workload.output_tokens)
+    share = workload.cached_tokens / workload.input_tokens
+    hits = np.minimum(np.round(inputs * share).astype(np.int64), inputs - 1) if share else None
+    return Lengths(workload.source, inputs, outputs, hits)
 
 
 def _exponential(rng: np.random.Generator, mean: float) -> Ints:
@@ -117,22 +149,34 @@ def _exponential(rng: np.random.Generator, mean: float) -> Ints:
 
 @dataclass(frozen=True)
 class Requests:
-    """What arrives: times in seconds and lengths in tokens, each of shape (n,), by time."""
+    """What arrives: times in seconds and lengths in tokens, each of shape (n,), by time.
+
+    With ``prefixes`` the prefix cache decides what need not be computed, else ``lengths`` do.
+    """
 
     arrivals_s: Floats
     lengths: Lengths
+    prefixes: Prefixes | None = None
 
     def at_rate(self, per_s: float) -> "Requests":
         """The same requests in the same order, arriving at another mean rate."""
-        span = float(self.arrivals_s[-1] - self.arrivals_s[0])
-        scale = (len(self.arrivals_s) - 1) / span / per_s if span > 0 else 1.0
+        scale = self.per_s / per_s if self.per_s else 1.0
         return replace(self, arrivals_s=(self.arrivals_s - self.arrivals_s[0]) * scale)
+
+    @property
+    def per_s(self) -> float:
+        """Their mean rate, in requests per second; 0 if they come at once."""
+        span = float(self.arrivals_s[-1] - self.arrivals_s[0])
+        return (len(self.arrivals_s) - 1) / span if span > _AT_ONCE_S else 0.0
 
     def window(self, start: int, count: int) -> "Requests":
         """Only ``count`` of them, or as many as there are, from the one at ``start`` on."""
-        part, lengths = slice(start, start + count), self.lengths
-        cut = Lengths(lengths.source, lengths.inputs[part], lengths.outputs[part])
-        return Requests(self.arrivals_s[part], cut)
+        return self.take(slice(start, start + count), self.arrivals_s[start : start + count])
+
+    def take(self, index: slice | Ints, arrivals_s: Floats) -> "Requests":
+        """Only the requests at ``index``, in that order, arriving at those times."""
+        prefixes = None if self.prefixes is None else self.prefixes.take(index)
+        return Requests(arrivals_s, self.lengths.take(index), prefixes)
 
 
 def poisson(lengths: Lengths, count: int, seed: int = 0) -> Requests:
@@ -148,8 +192,7 @@ def poisson(lengths: Lengths, count: int, seed: int = 0) -> Requests:
     drawn = order[((np.arange(count) + offset) * size / count).astype(int) % size]
     rng.shuffle(drawn)
     times = np.cumsum(rng.exponential(1.0, count))
-    picked = Lengths(lengths.source, lengths.inputs[drawn], lengths.outputs[drawn])
-    return Requests(times, picked)
+    return Requests(times, lengths.take(drawn))
 
 
 def read_trace(path: Path) -> Requests:
