@@ -16,7 +16,8 @@ import numpy as np
 
 from nexus.errors import UserError
 from nexus.planner.fit import Ints
-from nexus.planner.workload import Lengths, Requests, read_trace
+from nexus.planner.traces import read_trace
+from nexus.planner.workload import Lengths, Requests
 
 TRACES = Path(__file__).parent / "traces"
 WINDOWS = 4  # a trace's repeats start at its quarters

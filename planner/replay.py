@@ -11,7 +11,7 @@ from nexus.planner.metrics import Metrics
 from nexus.planner.simulate import Run, System
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Plan
-from nexus.planner.workload import Lengths, Requests, poisson
+from nexus.planner.workload import Lengths, Requests, longest_request, poisson
 from nexus.profiles.schema import Profile
 from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
 
@@ -34,12 +34,13 @@ class Replay:
     def lines(self) -> list[str]:
         """What a terminal shows."""
         seen, cached = self.metrics, self.run.cached_share
+        one_token = not self.run.gaps_s.size
         return [
             f"{self.system} at {seen.rate_per_s:.3g} requests/s: {len(self.run.arrivals_s)} "
             f"requests in {self.run.end_s:.1f} s of virtual time",
             f"  TTFT ms        {seen.ttft_ms}",
-            f"  TBT ms         {seen.tbt_ms}",
-            f"  TPOT ms        {seen.tpot_ms}",
+            *([] if one_token else [f"  TBT ms         {seen.tbt_ms}"]),
+            *([] if one_token else [f"  TPOT ms        {seen.tpot_ms}"]),
             f"  normalized ms  {seen.normalized_ms}",
             f"  throughput     {seen.requests_per_s:.3g} requests/s, "
             f"{seen.output_tokens_per_s:.4g} output tokens/s, {seen.preemptions} preemptions",
@@ -88,7 +89,7 @@ def replay(
             f"the plan was made from profile {plan.profile_hash}, not from this one "
             f"({profile.hash}); --force to go on"
         )
-    served = _arrivals(requests, num_requests, plan, rate_per_s, profile.model.max_model_len)
+    served = _arrivals(requests, num_requests, plan, rate_per_s, longest_request(profile))
     arena = Arena(StepTimes(fit_model(profile)), plan.engine, plan.bounds, served)
     played, rate = [], served.per_s or 1.0
     for system in systems or (plan_system(plan),):

@@ -129,9 +129,14 @@ def _unshared(plan: Plan, profile: Profile) -> str:
 
 def _expectation(plan: Plan) -> str:
     said = plan.prediction
-    return (
+    ttft = (
         f"At {said.rate_per_s:.3g} requests/s expect a TTFT of {said.ttft_ms:.0f} ms on average "
-        f"(p95 {said.ttft_p95_ms:.0f}) and a TBT of {said.tbt_ms:.3g} ms (p95 "
+        f"(p95 {said.ttft_p95_ms:.0f})"
+    )
+    if not said.tbt_ms:
+        return f"{ttft}; with outputs of one token there is no TBT."
+    return (
+        f"{ttft} and a TBT of {said.tbt_ms:.3g} ms (p95 "
         f"{said.tbt_p95_ms:.3g}, p99 {said.tbt_p99_ms:.3g})."
     )
 

@@ -1,16 +1,14 @@
-"""What is asked of the server: request lengths, from a trace or from given means."""
+"""What is asked of the server: requests and their lengths, given or drawn from means."""
 
-import csv
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from nexus.errors import DocumentError
 from nexus.planner.fit import Floats, Ints
 from nexus.planner.prefixes import Prefixes
 from nexus.planner.table import Workload
+from nexus.profiles.schema import Profile
 
 _SYNTHETIC_REQUESTS = 4096
 _SEED = 0
@@ -56,6 +54,11 @@ class Lengths:
     def output_mean(self) -> float:
         """Mean output tokens of a request."""
         return float(self.outputs.mean())
+
+    @property
+    def decodes(self) -> bool:
+        """Whether any request has a second token, and so a gap between tokens."""
+        return bool(self.outputs.max() > 1)
 
     @property
     def decode_steps(self) -> float:
@@ -108,6 +111,10 @@ class Lengths:
             cached_tokens=self.cached_mean,
         )
 
+    def longer_than(self, max_model_len: int) -> int:
+        """How many requests ``cut_to`` cuts: a server refuses them."""
+        return int((self.inputs > max_model_len - self.outputs).sum())
+
     def cut_to(self, max_model_len: int) -> "Lengths":
         """Without what a model of that length cannot serve: prompts and outputs are cut."""
         inputs = np.minimum(self.inputs, max_model_len - 1)
@@ -121,30 +128,38 @@ class Lengths:
         return Lengths(self.source, self.inputs[index], self.outputs[index], hits)
 
 
+def longest_request(profile: Profile) -> int:
+    """Prompt and output tokens of the longest request that the profiled server can hold."""
+    engine = profile.engine
+    kv_tokens = engine.kv_tokens - engine.block_size  # the last block may be part empty
+    return min(profile.model.max_model_len, kv_tokens)
+
+
 def lengths_of(workload: "Workload | Lengths | Requests") -> Lengths:
     """The lengths of ``workload``, drawn from its means where it has no more.
 
-    Of a mean alone nothing else is known, so lengths are exponential around it (the
-    distribution that assumes least); the same means always give the same lengths.
+    Of a mean alone nothing else is known, so lengths are geometric (of whole numbers from 1 on
+    the distribution that assumes least); the same means always give the same lengths.
     """
     if isinstance(workload, Lengths):
         return workload
     if isinstance(workload, Requests):
         return workload.lengths
     rng = np.random.default_rng(_SEED)
-    inputs = _exponential(rng, workload.input_tokens)
-    outputs = _exponential(rng, workload.output_tokens)
+    inputs = _geometric(rng, workload.input_tokens)
+    outputs = _geometric(rng, workload.output_tokens)
     share = workload.cached_tokens / workload.input_tokens
     hits = np.minimum(np.round(inputs * share).astype(np.int64), inputs - 1) if share else None
     return Lengths(workload.source, inputs, outputs, hits)
 
 
-def _exponential(rng: np.random.Generator, mean: float) -> Ints:
+def _geometric(rng: np.random.Generator, mean: float) -> Ints:
     # Evenly spaced quantiles, shuffled: the sample's mean is the given one.
     quantiles = (np.arange(_SYNTHETIC_REQUESTS) + 0.5) / _SYNTHETIC_REQUESTS
-    values = np.maximum(np.round(-np.log1p(-quantiles) * mean), 1.0)
+    ends_here = min(1.0 / mean, 1.0 - 1e-9)
+    values = np.ceil(np.log1p(-quantiles) / np.log1p(-ends_here))
     rng.shuffle(values)
-    return values.astype(np.int64)
+    return np.asarray(values.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -193,31 +208,3 @@ def poisson(lengths: Lengths, count: int, seed: int = 0) -> Requests:
     rng.shuffle(drawn)
     times = np.cumsum(rng.exponential(1.0, count))
     return Requests(times, lengths.take(drawn))
-
-
-def read_trace(path: Path) -> Requests:
-    """Read a trace in the format of Microsoft's Azure LLM inference traces.
-
-    CSV with the columns ``TIMESTAMP``, ``ContextTokens`` and ``GeneratedTokens``; raises
-    DocumentError for anything else. Requests without prompt or output tokens are left out.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DocumentError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        times = np.array([row["TIMESTAMP"] for row in rows], dtype="datetime64[ns]")
-        inputs = np.array([int(row["ContextTokens"]) for row in rows], dtype=np.int64)
-        outputs = np.array([int(row["GeneratedTokens"]) for row in rows], dtype=np.int64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DocumentError(
-            f"{path}: not a trace with TIMESTAMP, ContextTokens and GeneratedTokens: {error}"
-        ) from error
-    kept = (inputs > 0) & (outputs > 0) & ~np.isnat(times)
-    if not kept.any():
-        raise DocumentError(f"{path}: no request in it")
-    seconds = (times - times[kept].min()) / np.timedelta64(1, "s")
-    order = np.argsort(seconds[kept], kind="stable")
-    lengths = Lengths(path.name, inputs[kept][order], outputs[kept][order])
-    return Requests(seconds[kept][order], lengths)

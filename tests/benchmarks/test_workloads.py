@@ -14,7 +14,7 @@ from nexus.benchmarks.workloads import (
     workload,
 )
 from nexus.errors import UserError
-from nexus.planner.workload import read_trace
+from nexus.planner.traces import read_trace
 
 NAMES = (*WORKLOADS, "random", "random:64:8")
 RATES = st.floats(0.1, 40)
