@@ -307,11 +307,11 @@ def _trace(
         if wanted or tokenizer:
             raise UserError("--columns and --tokenizer say how to read a --trace: there is none")
         return None
+    return read_trace(path, columns=wanted, rate=rate, tokenizer=tokenizer, say=_say)
 
-    def say(line: str) -> None:
-        err.print(line, markup=False, soft_wrap=True)
 
-    return read_trace(path, columns=wanted, rate=rate, tokenizer=tokenizer, say=say)
+def _say(line: str) -> None:
+    err.print(line, markup=False, soft_wrap=True)
 
 
 def _means(input_tokens: float | None, output_tokens: float | None) -> Lengths | None:
@@ -323,12 +323,6 @@ def _means(input_tokens: float | None, output_tokens: float | None) -> Lengths |
 
 
 def _say_what_is_cut(measured: Profile, workload: Lengths | Requests) -> None:
-    lengths, most = lengths_of(workload), longest_request(measured)
-    many, count = lengths.longer_than(most), len(lengths.inputs)
-    if many:
-        err.print(
-            f"{many / count:.1%} of the requests ({many:,} of {count:,}) are longer than the "
-            f"{most:,} tokens that the model or its KV cache holds: cut here, refused by a server",
-            markup=False,
-            soft_wrap=True,
-        )
+    told = lengths_of(workload).told_of_cut(longest_request(measured))
+    if told:
+        _say(told)

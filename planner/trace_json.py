@@ -212,8 +212,8 @@ def _texts(
 
 
 _NEEDS = (
-    "texts, with neither times nor numbers of tokens: give {} (a tokenizer is a model's folder or "
-    "hub id, or a number of tokens per character, as 0.25)"
+    "texts, with neither times nor numbers of tokens: give nexus plan or simulate {} (a tokenizer "
+    "is a model's folder or hub id, or a number of tokens per character, as 0.25)"
 )
 
 

@@ -111,9 +111,16 @@ class Lengths:
             cached_tokens=self.cached_mean,
         )
 
-    def longer_than(self, max_model_len: int) -> int:
-        """How many requests ``cut_to`` cuts: a server refuses them."""
-        return int((self.inputs > max_model_len - self.outputs).sum())
+    def told_of_cut(self, max_model_len: int) -> str:
+        """Which requests ``cut_to`` cuts, in one line; empty if none."""
+        many, count = int((self.inputs > max_model_len - self.outputs).sum()), len(self.inputs)
+        if not many:
+            return ""
+        return (
+            f"{many / count:.1%} of the requests ({many:,} of {count:,}) are longer than the "
+            f"{max_model_len:,} tokens that the model or its KV cache holds: cut here, refused by "
+            "a server"
+        )
 
     def cut_to(self, max_model_len: int) -> "Lengths":
         """Without what a model of that length cannot serve: prompts and outputs are cut."""

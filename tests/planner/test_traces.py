@@ -299,9 +299,9 @@ def test_columns_of_any_name_are_read_by_it(file):
 def test_texts_need_a_rate_and_a_tokenizer(file, tmp_path):
     text = json.dumps(TEXTS)
     for how, missing in (
-        ({}, "give --rate and --tokenizer"),
-        ({"rate": 2.0}, "give --tokenizer"),
-        ({"tokenizer": "0.25"}, "give --rate ("),
+        ({}, "give nexus plan or simulate --rate and --tokenizer ("),
+        ({"rate": 2.0}, "simulate --tokenizer ("),
+        ({"tokenizer": "0.25"}, "simulate --rate ("),
     ):
         with pytest.raises(DocumentError, match=missing.replace("(", r"\(")):
             read(file, text, **how)
