@@ -25,8 +25,8 @@ def bench(
     workloads: Annotated[
         str,
         typer.Option(
-            help="azure_conv, azure_code, long-documents, arxiv, mixed, random:IN:OUT; +4/16 "
-            "adds rates to one, @14 has it at that rate alone."
+            help="azure_conv, azure_code, long-documents, arxiv, mixed, random:IN:OUT, a trace's "
+            "file; +4/16 adds rates to one, @14 has it at that rate alone."
         ),
     ] = "",
     rates: Annotated[
@@ -75,6 +75,7 @@ def bench(
     from nexus.benchmarks.page import write_page
     from nexus.benchmarks.results import all_cells
     from nexus.benchmarks.run import bench
+    from nexus.benchmarks.workloads import told
 
     if only_page is not None:
         typer.echo(f"wrote {write_page(only_page)}")
@@ -107,6 +108,9 @@ def bench(
 
     with scratch_folder("nexus-bench-") as folder:
         job = quick_job(words, folder) if quick else job_of(words, folder)
+        for name in job.grid.workloads:
+            for line in told(name, job.max_model_len):
+                say(line)
         if only_plans:
             typer.echo(f"{make_plans(job, folder, say)} plans in {plans}")
             return

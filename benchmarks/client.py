@@ -14,8 +14,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from nexus.benchmarks.workloads import HASH_CHUNK
+from nexus.benchmarks.workloads import as_timed_trace, chunk_of
 from nexus.errors import EngineError
+from nexus.planner.workload import Requests
 
 _CLIENT = "vllm.benchmarks.serve"
 _GLANCE_S = 0.5
@@ -51,24 +52,27 @@ class TokenIds:
 def replay(
     model: str,
     port: int,
-    trace: Path,
-    count: int,
+    requests: Requests,
     folder: Path,
     limit_s: float,
     check: Callable[[], None],
+    run: int = 0,
 ) -> dict[str, Any]:
-    """Send the trace's ``count`` requests at their times; vLLM's result with its details.
+    """Send the requests at their times; vLLM's result with its details.
 
-    ``check`` is called twice a second and raises when the server is gone. Writes to
-    ``folder``; raises TooSlowError after ``limit_s``, RunError when the client fails.
+    ``check`` is called twice a second and raises when the server is gone. Prompts of another
+    ``run`` have other tokens. Writes to ``folder``; raises TooSlowError after ``limit_s``,
+    RunError when the client fails.
     """
-    result, log = folder / "result.json", folder / "client.log"
+    result, log, trace = folder / "result.json", folder / "client.log", folder / "trace.jsonl"
     result.unlink(missing_ok=True)
+    trace.write_text(as_timed_trace(requests, run), encoding="utf-8")
     argv = [
         *("--backend", "openai", "--endpoint", "/v1/completions"),
         *("--host", "127.0.0.1", "--port", str(port), "--model", model),
         *("--dataset-name", "timed_trace", "--dataset-path", str(trace)),
-        *("--timed-trace-chunk-hash-size", str(HASH_CHUNK), "--num-prompts", str(count)),
+        *("--timed-trace-chunk-hash-size", str(chunk_of(requests))),
+        *("--num-prompts", str(len(requests.arrivals_s))),
         *("--temperature", "0", "--percentile-metrics", "ttft,tpot,itl", "--disable-tqdm"),
         *("--save-result", "--save-detailed", "--result-dir", str(folder)),
         *("--result-filename", result.name),

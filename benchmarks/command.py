@@ -15,7 +15,7 @@ from nexus.benchmarks.plans import kinds_of
 from nexus.benchmarks.prepared import Preparations
 from nexus.benchmarks.shapes import with_tokenizer
 from nexus.benchmarks.systems import System, number_in, systems_called
-from nexus.benchmarks.workloads import workload
+from nexus.benchmarks.workloads import has_prefixes, workload
 from nexus.errors import UserError
 from nexus.planner.table import Plan, read_plan
 from nexus.profiles.outputs import make_folder
@@ -26,6 +26,7 @@ MAX_MODEL_LEN = 16384  # the longest request of any workload, and then some
 QUICK_PROFILE = ("--minutes", "0.25", "--max-num-batched-tokens", "256")
 QUICK_SECONDS = 6.0  # of each run
 QUICK_OPTIONS = {"--max-model-len": "1024", "--max-num-seqs": "8"}
+_CACHES, _CACHES_NOT = "--enable-prefix-caching", "--no-enable-prefix-caching"
 _SET_BY_SYSTEMS = ("--max-num-batched-tokens", "--table", "--prefill-order", "--port", "--host")
 
 
@@ -69,7 +70,10 @@ def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
     grid = _grid(words, chosen, plan)
     where = where or here(words.model)
     model, engine = (source.model, source.engine) if source else (None, None)
-    options = shared_options(words.options, where, model, engine)
+    own = words.options
+    if any(map(has_prefixes, grid.workloads)) and not given(own, _CACHES, _CACHES_NOT):
+        own = (*own, _CACHES)
+    options = shared_options(own, where, model, engine)
     return Job(
         model=with_tokenizer(words.model, folder),
         here=where,
@@ -171,15 +175,16 @@ def shared_options(
 ) -> tuple[str, ...]:
     """What every server gets: ``options``, and what a profile was measured with.
 
-    The systems then differ in nothing but what they are named for. Prefix caching is off:
-    random prompts have no prefix in common. Raises UserError for options that are the systems'.
+    The systems then differ in nothing but what they are named for. Prefix caching is off unless
+    ``options`` have it on: random prompts have no prefix in common. Raises UserError for options
+    that are the systems'.
     """
     for name in _SET_BY_SYSTEMS:
         if given(options, name):
             raise UserError(f"{name} is set by the systems that are compared")
     added: list[str] = []
-    if not given(options, "--enable-prefix-caching", "--no-enable-prefix-caching"):
-        added += ["--no-enable-prefix-caching"]
+    if not given(options, _CACHES, _CACHES_NOT):
+        added += [_CACHES_NOT]
     if not given(options, "--max-model-len"):
         longest = model.max_model_len if model else (where.max_positions or MAX_MODEL_LEN)
         added += ["--max-model-len", str(min(longest, MAX_MODEL_LEN))]

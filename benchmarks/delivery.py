@@ -19,7 +19,7 @@ from nexus.benchmarks.client import replay
 from nexus.benchmarks.lane.tracefile import read_trace
 from nexus.benchmarks.server import Server
 from nexus.benchmarks.shapes import with_tokenizer
-from nexus.benchmarks.workloads import as_timed_trace, requests_at
+from nexus.benchmarks.workloads import requests_at
 from nexus.planner.fit import Floats
 from nexus.planner.table import read_plan
 from nexus.runtime.machine import software, this_machine
@@ -81,11 +81,8 @@ def measured(arguments: argparse.Namespace, options: list[str], folder: Path) ->
     with Server(words, folder / "serve.log", _START_S) as server:
         for rate, many in ((float("inf"), float(_WARM_UP)), (arguments.rate, arguments.duration)):
             requests = requests_at(arguments.workload, rate, many, 0, arguments.max_model_len)
-            path = folder / "requests.jsonl"
-            path.write_text(as_timed_trace(requests), encoding="utf-8")
-            count = len(requests.arrivals_s)
             limit_s = 5 * arguments.duration + _START_S
-            details = replay(model, server.port, path, count, folder, limit_s, server.check)
+            details = replay(model, server.port, requests, folder, limit_s, server.check)
     ends_s = np.array([step.end for step in read_trace(trace).steps]) / 1e3
     each = zip(details["start_times"], details["ttfts"], details["itls"], strict=True)
     found = (delivered(ends_s, *one) for one in each if one[2])

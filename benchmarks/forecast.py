@@ -10,7 +10,7 @@ import numpy as np
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.search import index_of, rate_at
 from nexus.benchmarks.systems import System
-from nexus.benchmarks.workloads import requests_at
+from nexus.benchmarks.workloads import highest_rate, requests_at
 from nexus.planner.goodput import GOOD_SHARE
 from nexus.planner.latency import fit_model
 from nexus.planner.simulate import Run, simulate, stock_system
@@ -63,7 +63,8 @@ class Forecast:
 
     def goodput(self, who: Candidate, workload: str, objective: Objective) -> float:
         """The grid's highest rate that is sustained; the lowest there is if none is."""
-        low, high = index_of(_LOWEST), index_of(_HIGHEST)
+        highest = min(_HIGHEST, highest_rate(workload, self.duration_s))
+        low, high = index_of(_LOWEST), index_of(highest)
         while high - low > 1:
             middle = (low + high) // 2
             run = self.run(who, workload, rate_at(middle))

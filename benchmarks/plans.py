@@ -17,10 +17,10 @@ from pathlib import Path
 from nexus.benchmarks.agenda import Deployment, Grid, deployments
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.systems import SYSTEMS, Sharing
-from nexus.benchmarks.workloads import lengths_of
+from nexus.benchmarks.workloads import to_plan_for
 from nexus.errors import UserError
 from nexus.planner.table import Bounds, Plan, read_plan, write_plan
-from nexus.planner.workload import Lengths
+from nexus.planner.workload import Lengths, Requests
 from nexus.profiles.schema import Profile, Provenance
 from nexus.terminal import now
 
@@ -104,14 +104,14 @@ def _file(kind: Kind) -> str:
 
 def _make(profile: Profile, source: str, max_model_len: int, kind: Kind) -> Plan | UserError:
     sharing, objective, workload = kind
-    lengths = lengths_of(workload, max_model_len)
+    known = to_plan_for(workload, max_model_len)
     by = Provenance(
         created=now(),
         command=_command(profile.model.name, source, max_model_len, kind),
         software=dict(profile.provenance.software),
     )
     try:
-        return plan_for(sharing, profile, objective.bounds, lengths, by)
+        return plan_for(sharing, profile, objective.bounds, known, by)
     except UserError as error:
         return error
 
@@ -132,9 +132,9 @@ def _asked(command: str) -> set[tuple[str, str]]:
 
 
 def plan_for(
-    sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance
+    sharing: Sharing, profile: Profile, bounds: Bounds, workload: Lengths | Requests, by: Provenance
 ) -> Plan:
-    """The best plan of that kind for the workload's ``lengths`` under ``bounds``.
+    """The best plan of that kind for ``workload`` under ``bounds``.
 
     ``fused`` is planned as if no partition had been measured; ``split`` and ``overlap``
     are one partition in every state, the one that sustains most in simulation; ``mps`` is
@@ -142,37 +142,41 @@ def plan_for(
     profile holds no such partition.
     """
     if sharing == "plan":
-        return _planned(profile, bounds, lengths, by)
+        return _planned(profile, bounds, workload, by)
     if sharing == "mps":
-        return _under_mps(profile, bounds, lengths, by)
+        return _under_mps(profile, bounds, workload, by)
     if sharing == "fused":
         unshared = [sample for sample in profile.samples if sample.mode not in ("split", "overlap")]
-        plan = _planned(replace(profile, samples=tuple(unshared)), bounds, lengths, by)
+        plan = _planned(replace(profile, samples=tuple(unshared)), bounds, workload, by)
         return replace(plan, profile_hash=profile.hash)
-    return _static(sharing, profile, bounds, lengths, by)
+    return _static(sharing, profile, bounds, workload, by)
 
 
-def _planned(profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance) -> Plan:
+def _planned(
+    profile: Profile, bounds: Bounds, workload: Lengths | Requests, by: Provenance
+) -> Plan:
     from nexus.planner.solve import make_plan
 
-    return make_plan(profile, bounds, lengths, command=by.command, created=by.created)
+    return make_plan(profile, bounds, workload, command=by.command, created=by.created)
 
 
-def _under_mps(profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance) -> Plan:
+def _under_mps(
+    profile: Profile, bounds: Bounds, workload: Lengths | Requests, by: Provenance
+) -> Plan:
     from nexus.planner.static import make_static_plan
 
     command, created = by.command, by.created
-    made = make_static_plan(profile, bounds, lengths, green=None, command=command, created=created)
+    made = make_static_plan(profile, bounds, workload, green=None, command=command, created=created)
     return made.plan
 
 
 def _static(
-    sharing: Sharing, profile: Profile, bounds: Bounds, lengths: Lengths, by: Provenance
+    sharing: Sharing, profile: Profile, bounds: Bounds, workload: Lengths | Requests, by: Provenance
 ) -> Plan:
     from nexus.planner.choice import rows_of_one
     from nexus.planner.solve import make_contest
 
-    contest = make_contest(profile, bounds, lengths, by)
+    contest = make_contest(profile, bounds, workload, by)
     modes = [mode for mode in contest.shared if mode.mode == sharing]
     if not modes:
         raise UserError(f"the profile holds no {sharing} samples")

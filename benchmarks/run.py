@@ -45,6 +45,7 @@ class Bench:
         self.store = Store(path)
         self.failed: set[str] = set()
         self._preparations = Preparations(job, folder, say)
+        self._runs = 0
         self._digests: dict[tuple[str, float | None, int], str] = {}
 
     def run(self) -> None:
@@ -116,7 +117,7 @@ class Bench:
         self._say(f"{ready.deployment.label}: up in {seconds:.0f} s")
         if self._job.warm_up:
             requests = self._requests(workload, None, 1, count=self._job.warm_up)
-            self._replay(server, as_timed_trace(requests), self._job.warm_up, START_S)
+            self._replay(server, requests, START_S)
         return server
 
     def _measure(
@@ -129,12 +130,11 @@ class Bench:
             gpu=self._here.gpu_uuid,
             gpu_index=os.environ.get("CUDA_VISIBLE_DEVICES"),
         )
-        count = len(requests.arrivals_s)
         limit_s = _SLACK * self._job.duration_s + 60 + (START_S if rate is None else 0)
         began = time.monotonic()
         try:
             with Clock(self._here) as clock:
-                details = self._replay(server, as_timed_trace(requests), count, limit_s)
+                details = self._replay(server, requests, limit_s)
         except RunError as error:
             server.check()  # a dead server is no result
             if rate is None or not isinstance(error, TooSlowError) or not server.healthy():
@@ -152,16 +152,14 @@ class Bench:
         self._budget.ran(time.monotonic() - began)
         self._say(f"{ready.deployment.label}: {_told(cell)}")
 
-    def _replay(self, server: Server, trace: str, count: int, limit_s: float) -> dict[str, Any]:
+    def _replay(self, server: Server, requests: Requests, limit_s: float) -> dict[str, Any]:
         """Raises OutOfTimeError when the call's minutes end first, TooSlowError at ``limit_s``."""
-        path = self._folder / "trace.jsonl"
-        path.write_text(trace, encoding="utf-8")
         job, left_s = self._job, self._budget.left_s
+        self._runs += 1  # no run finds the prompts of one before it in the prefix cache
         try:
             return replay(
-                *(job.model, server.port, path, count, self._folder),
-                min(limit_s, left_s),
-                server.check,
+                *(job.model, server.port, requests, self._folder),
+                *(min(limit_s, left_s), server.check, self._runs),
             )
         except TooSlowError as error:
             if left_s < limit_s:

@@ -2,28 +2,33 @@
 
 A workload at a rate is always the same requests, in the same order, at the same times;
 a higher rate packs more of the same sequence into the duration. ``repeat`` shifts the
-window of a trace, or seeds a synthetic workload anew.
+window of a trace, or seeds a synthetic workload anew. The file of any trace that the planner
+reads is a workload too, with the prefixes that its requests share.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import count as counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from nexus.errors import UserError
 from nexus.planner.fit import Ints
-from nexus.planner.workload import Lengths, Requests, read_trace
+from nexus.planner.traces import read_trace
+from nexus.planner.workload import Lengths, Requests
 
 TRACES = Path(__file__).parent / "traces"
 WINDOWS = 4  # a trace's repeats start at its quarters
 PLAN_REQUESTS = 4096  # as many lengths are shown to the planner
 
-# vLLM makes `chunk` tokens of each hash id: a prompt of one chunk is one random sequence.
-HASH_CHUNK = 1 << 20
+# vLLM makes so many tokens of each hash id: a prompt of one id is one random sequence.
+_HASH_CHUNK = 1 << 20
+_OWN_IDS = 1 << 40  # ids from here on are one prompt's own
 _P95 = 1.6449  # standard deviations from the median to the 95th percentile
 
 
@@ -89,28 +94,36 @@ def _poisson(name: str, parts: tuple[Part, ...], count: int, repeat: int) -> Req
 
 
 @cache
-def _whole_trace(path: Path) -> Requests:
-    return read_trace(path)
+def _whole_trace(path: Path) -> tuple[Requests, str]:
+    """A trace, and a line about it.
+
+    Of a column of cached tokens nothing is kept: it does not say what a server could find again.
+    """
+    told: list[str] = []
+    requests = read_trace(path, say=told.append)
+    lengths = replace(requests.lengths, hits=None)
+    return replace(requests, lengths=lengths), told[0]
 
 
-def _window(name: str, count: int, repeat: int) -> Requests:
-    whole = _whole_trace(TRACES / f"{name}.csv")
+def _window(path: Path, name: str, count: int, repeat: int) -> Requests:
+    whole, _ = _whole_trace(path)
     total = len(whole.arrivals_s)
     if count >= total:
-        raise UserError(f"{name} holds {total} requests: fewer than {count}, shorten --duration")
+        raise UserError(f"{name} holds {total} requests, not more than {count}: shorten --duration")
+    if not whole.per_s:
+        raise UserError(f"{name} has all requests at one time")
     first = (repeat % WINDOWS) * total // WINDOWS
     index = np.arange(first, first + count + 1)
     lap = index // total * whole.arrivals_s[-1]
     times = whole.arrivals_s[index % total] + lap
     times = (times - times[0]) * count / (times[-1] - times[0])
-    lengths = whole.lengths
-    taken = index[:-1] % total
-    return Requests(times[:-1], Lengths(name, lengths.inputs[taken], lengths.outputs[taken]))
+    taken = whole.take(index[:-1] % total, times[:-1])
+    return replace(taken, lengths=replace(taken.lengths, source=name))
 
 
 WORKLOADS: Mapping[str, Draw] = {
-    "azure_conv": partial(_window, "azure_conv"),
-    "azure_code": partial(_window, "azure_code"),
+    "azure_conv": partial(_window, TRACES / "azure_conv.csv", "azure_conv"),
+    "azure_code": partial(_window, TRACES / "azure_code.csv", "azure_code"),
     "long-documents": partial(_poisson, "long-documents", (_LONG,)),
     "arxiv": partial(_poisson, "arxiv", (_ARXIV,)),
     "mixed": partial(
@@ -124,17 +137,32 @@ WORKLOADS: Mapping[str, Draw] = {
 def workload(name: str) -> Draw:
     """The workload called ``name``; ``random:INPUT:OUTPUT`` has those mean lengths.
 
-    Raises UserError for a name that is neither.
+    Also the file of a trace. Raises UserError for a name that is neither.
     """
     if name in WORKLOADS:
         return WORKLOADS[name]
+    if _is_file(name):
+        return partial(_window, Path(name), name)
     kind, *means = name.split(":")
     means = means or ["1024", "128"]
     if kind == "random" and len(means) == 2 and all(m.isdigit() and int(m) for m in means):
         part = Part(1.0, Uniform(float(means[0])), Uniform(float(means[1])))
         return partial(_poisson, name, (part,))
-    known = ", ".join([*WORKLOADS, "random:INPUT:OUTPUT"])
+    known = ", ".join([*WORKLOADS, "random:INPUT:OUTPUT", "the file of a trace"])
     raise UserError(f"no workload {name!r}; there are {known}")
+
+
+def _is_file(name: str) -> bool:
+    return name not in WORKLOADS and Path(name).is_file()
+
+
+def highest_rate(name: str, duration_s: float) -> float:
+    """Requests per second for which the workload has enough requests."""
+    draw = workload(name)
+    if not isinstance(draw, partial) or draw.func is not _window:
+        return float("inf")
+    whole, _ = _whole_trace(draw.args[0])
+    return (len(whole.arrivals_s) - 1) / duration_s
 
 
 def requests_at(
@@ -149,29 +177,69 @@ def requests_at(
     count = max(round(duration_s if at_once else rate * duration_s), 1)
     drawn = workload(name)(count, repeat)
     arrivals = np.zeros(count) if at_once else drawn.arrivals_s / rate
-    return Requests(arrivals, drawn.lengths.cut_to(max_model_len))
+    return replace(drawn, arrivals_s=arrivals, lengths=drawn.lengths.cut_to(max_model_len))
 
 
-def lengths_of(name: str, max_model_len: int) -> Lengths:
-    """The workload's lengths, for the planner: as many as it needs to know them."""
+def to_plan_for(name: str, max_model_len: int) -> Lengths | Requests:
+    """What the planner is to know of a workload: a trace, or as many lengths as it needs."""
+    if _is_file(name):
+        whole, _ = _whole_trace(Path(name))
+        return replace(whole, lengths=whole.lengths.cut_to(max_model_len))
     return workload(name)(PLAN_REQUESTS, 0).lengths.cut_to(max_model_len)
 
 
-def as_timed_trace(requests: Requests) -> str:
-    """One JSON line a request, as ``--dataset-name timed_trace`` reads with HASH_CHUNK."""
-    rows = zip(requests.arrivals_s, requests.lengths.inputs, requests.lengths.outputs, strict=True)
+def has_prefixes(name: str) -> bool:
+    """Whether prompts of a workload begin alike."""
+    return _is_file(name) and _whole_trace(Path(name))[0].prefixes is not None
+
+
+def told(name: str, max_model_len: int) -> list[str]:
+    """What is to be known of a trace that is a workload; nothing of others."""
+    if not _is_file(name):
+        return []
+    whole, line = _whole_trace(Path(name))
+    return [line, *filter(None, [whole.lengths.told_of_cut(max_model_len)])]
+
+
+def as_timed_trace(requests: Requests, run: int = 0) -> str:
+    """One JSON line a request, as ``--dataset-name timed_trace`` reads with ``chunk_of``.
+
+    Prompts share what the trace has them share, in one ``run``, and nothing with other runs'.
+    """
+    lengths = requests.lengths
+    rows = zip(
+        requests.arrivals_s, lengths.inputs, lengths.outputs, _hash_ids(requests, run), strict=True
+    )
     lines = [
         json.dumps(
             {
                 "timestamp": round(float(at), 6),
                 "input_length": int(inputs),
                 "output_length": int(outputs),
-                "hash_ids": [number],
+                "hash_ids": ids,
             }
         )
-        for number, (at, inputs, outputs) in enumerate(rows)
+        for at, inputs, outputs, ids in rows
     ]
     return "\n".join(lines) + "\n"
+
+
+def chunk_of(requests: Requests) -> int:
+    """Tokens that vLLM makes of each hash id; without prefixes a prompt is one sequence."""
+    return _HASH_CHUNK if requests.prefixes is None else requests.prefixes.tokens
+
+
+def _hash_ids(requests: Requests, run: int) -> list[list[int]]:
+    inputs, prefixes = requests.lengths.inputs, requests.prefixes
+    if prefixes is None:
+        return [[number] for number in range(len(inputs))]
+    shared = np.split(prefixes.ids + 2 * run * _OWN_IDS, np.cumsum(prefixes.counts)[:-1])
+    own = counter((2 * run + 1) * _OWN_IDS)
+    wanted = (-(-inputs // prefixes.tokens)).tolist()
+    return [
+        [*ids[:most].tolist(), *islice(own, max(most - len(ids), 0))]
+        for ids, most in zip(shared, wanted, strict=True)
+    ]
 
 
 def digest(text: str) -> str:

@@ -102,11 +102,11 @@ def traffic_of(
     with_prefill = evaluate(model, modes, busy, lengths, tokens)
     idle = States(levels, contexts, np.zeros_like(levels))
     alone = evaluate(model, modes[:1], idle, lengths, tokens)
-    prompt_ms = 1e3 * lengths.input_mean / np.maximum(with_prefill.prefill_per_s, 1e-9)
+    prompt_ms = 1e3 * lengths.prefill_mean / np.maximum(with_prefill.prefill_per_s, 1e-9)
     allowed = (with_prefill.tbt_ms <= tbt_ms) & (prompt_ms <= ttft_ms)
     return Traffic(
         levels=levels,
-        up=np.vstack([with_prefill.prefill_per_s, np.zeros_like(levels)]) / lengths.input_mean,
+        up=np.vstack([with_prefill.prefill_per_s, np.zeros_like(levels)]) / lengths.prefill_mean,
         down=_stack(with_prefill, alone) / lengths.decode_steps,
         tbt_ms=np.vstack([with_prefill.tbt_ms, alone.tbt_ms]),
         allowed=np.vstack([allowed, (alone.tbt_ms <= tbt_ms) & (levels > 0)]),
@@ -117,8 +117,8 @@ def _stack(with_prefill: Outcomes, alone: Outcomes) -> Floats:
     return np.vstack([with_prefill.decode_per_s, alone.decode_per_s])
 
 
-def solve_capacity(traffic: Traffic, input_tokens: float, decode_steps: float) -> Capacity:
-    """Solve the program; ``per_s`` is 0 when not even one sequence can be served.
+def solve_capacity(traffic: Traffic, prompt_tokens: float, decode_steps: float) -> Capacity:
+    """Solve the program for requests with so many ``prompt_tokens`` to compute; ``per_s`` is 0 when not even one sequence can be served.
 
     Raises NexusError when the solver fails, which a bounded program with a feasible
     point (doing nothing) never should.
@@ -133,7 +133,7 @@ def solve_capacity(traffic: Traffic, input_tokens: float, decode_steps: float) -
     up = np.where(level_index == top, 0.0, up)  # a full server admits nobody
     if top == 0:
         nothing = np.zeros_like(levels)
-        return Capacity(0.0, levels, nothing, 0.0, nothing + 1.0 / input_tokens, nothing)
+        return Capacity(0.0, levels, nothing, 0.0, nothing + 1.0 / prompt_tokens, nothing)
     shares = _solve_program(up, down, level_index, top)
     per_s = float(up @ shares)
     per_level = np.bincount(level_index, shares, len(levels)).astype(np.float64)
@@ -145,7 +145,7 @@ def solve_capacity(traffic: Traffic, input_tokens: float, decode_steps: float) -
         levels=levels,
         level_share=per_level,
         tbt_ms=tbt,
-        prefill_price=(1.0 - worth[1:]) / input_tokens,
+        prefill_price=(1.0 - worth[1:]) / prompt_tokens,
         decode_price=worth[:-1] / decode_steps,
     )
 

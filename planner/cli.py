@@ -8,7 +8,9 @@ import typer
 
 from nexus.errors import UserError
 from nexus.planner.table import Bounds, Plan, Workload, read_plan, write_plan
-from nexus.planner.workload import Lengths, Requests, lengths_of, read_trace
+from nexus.planner.trace_columns import parse_columns
+from nexus.planner.traces import read_trace
+from nexus.planner.workload import Lengths, Requests, lengths_of, longest_request
 from nexus.profiles.outputs import check_writable, write_atomically
 from nexus.profiles.schema import Profile, read_profile
 from nexus.profiles.shipped import PROFILE_HERE, green_twin, shipped_profiles
@@ -17,7 +19,21 @@ from nexus.terminal import assume, command_line, err, now, profile_here
 
 MOST = 1e9  # of anything that a user states in tokens, milliseconds or requests a second
 Trace = Annotated[
-    Path | None, typer.Option(help="Requests: a CSV of times, prompt and output lengths.")
+    Path | None,
+    typer.Option(
+        help="Requests: Azure's, BurstGPT's, Mooncake's, ShareGPT's, or a table of yours."
+    ),
+]
+ColumnsOption = Annotated[
+    str,
+    typer.Option(
+        "--columns",
+        help="The trace's, as time=…,input=…,output=…,cached=…; time_ms=… for milliseconds.",
+    ),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(help="For a trace of texts: a model, or tokens per character, as 0.25."),
 ]
 InputTokens = Annotated[
     float | None, typer.Option(help="Mean prompt, if no trace.", min=1, max=1e6)
@@ -78,6 +94,8 @@ def plan(
         float, typer.Option(help="Bound on time between tokens.", min=0.001, max=MOST)
     ] = 200,
     trace: Trace = None,
+    columns: ColumnsOption = "",
+    tokenizer: TokenizerOption = None,
     input_tokens: InputTokens = None,
     output_tokens: OutputTokens = None,
     rate: Annotated[
@@ -123,7 +141,11 @@ def plan(
         return
     target = Path("pdmux.yaml") if export and output == Path("plan.yaml") else output
     check_writable(target, source, trace, PROFILE_HERE)
-    workload = _workload(trace, input_tokens, output_tokens) or ASSUMED
+    if trace is not None and (input_tokens or output_tokens):
+        raise UserError("--trace brings its own lengths: leave out the mean ones")
+    means = _means(input_tokens, output_tokens) or lengths_of(ASSUMED)
+    workload = _trace(trace, columns, tokenizer, rate) or means
+    _say_what_is_cut(measured, workload)
     bounds = Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms)
     if partitioner is PartitionerOption.mps:
         if export is not None or policy is not Policy.nexus:
@@ -181,6 +203,8 @@ def simulate(
     plan: PlanArgument = Path("plan.yaml"),
     profile: ProfileOption = None,
     trace: Trace = None,
+    columns: ColumnsOption = "",
+    tokenizer: TokenizerOption = None,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -215,11 +239,15 @@ def simulate(
     if chrome_trace is not None:
         check_writable(chrome_trace, plan, source, trace, PROFILE_HERE)
     system = plan_system(table, order, prefill_aging_tokens_per_s)
+    measured = read_profile(source)
+    traced = _trace(trace, columns, tokenizer, rate)
+    workload = traced.window(0, num_requests) if traced else lengths_of(table.workload)
+    _say_what_is_cut(measured, workload)
     with err.status("simulating"):
         runs = replay(
-            read_profile(source),
+            measured,
             table,
-            _workload(trace, None, None) or lengths_of(table.workload),
+            workload,
             rate,
             systems=(system, *map(stock_system, stock or ())),
             num_requests=num_requests,
@@ -239,6 +267,7 @@ def report(
     plan: PlanArgument = Path("plan.yaml"),
     profile: ProfileOption = None,
     trace: Trace = None,
+    columns: ColumnsOption = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
         "report.html"
     ),
@@ -254,7 +283,7 @@ def report(
     check_writable(output, plan, source, trace, PROFILE_HERE)
     measured = read_profile(source)
     with err.status("drawing"):
-        write_report(output, table, measured, _workload(trace, None, None))
+        write_report(output, table, measured, _trace(trace, columns, None, None))
     typer.echo(f"wrote {output}")
 
 
@@ -268,15 +297,31 @@ def _profile_of(plan: Plan) -> Path:
     return profile_here()
 
 
-def _workload(
-    trace: Path | None, input_tokens: float | None, output_tokens: float | None
-) -> Lengths | Requests | None:
-    if trace is not None:
-        if input_tokens or output_tokens:
-            raise UserError("--trace brings its own lengths: leave out the mean ones")
-        return read_trace(trace)
+def _trace(
+    path: Path | None, columns: str, tokenizer: str | None, rate: float | None
+) -> Requests | None:
+    """What ``path`` holds, told in a line."""
+    wanted = parse_columns(columns)
+    if path is None:
+        if wanted or tokenizer:
+            raise UserError("--columns and --tokenizer say how to read a --trace: there is none")
+        return None
+    return read_trace(path, columns=wanted, rate=rate, tokenizer=tokenizer, say=_say)
+
+
+def _say(line: str) -> None:
+    err.print(line, markup=False, soft_wrap=True)
+
+
+def _means(input_tokens: float | None, output_tokens: float | None) -> Lengths | None:
     if (input_tokens is None) != (output_tokens is None):
         raise UserError("--input-tokens and --output-tokens go together")
     if input_tokens is None or output_tokens is None:
         return None
     return lengths_of(Workload("given means", input_tokens, output_tokens))
+
+
+def _say_what_is_cut(measured: Profile, workload: Lengths | Requests) -> None:
+    told = lengths_of(workload).told_of_cut(longest_request(measured))
+    if told:
+        _say(told)

@@ -7,6 +7,7 @@ came last is put back and computed again. When steps run is for those to say who
 
 from heapq import heappop, heappush
 
+from nexus.planner.prefix_cache import PrefixCache
 from nexus.planner.queue import ImaginedQueue
 from nexus.planner.sequence import Event, Patience, Sequence
 from nexus.planner.steptimes import StepTimes
@@ -33,8 +34,12 @@ class ImaginedEngine:
         stock: bool = False,
         record: bool = False,
         patience: Patience | None = None,
+        cache: PrefixCache | None = None,
     ) -> None:
-        """``stock``: decodes count towards the chunk, as in vLLM's own token budget."""
+        """``stock``: decodes count towards the chunk, as in vLLM's own token budget.
+
+        With a ``cache`` every sequence has a prefix.
+        """
         self.patience, self._too_late = patience, 0
         self.times, self.limits = times, limits
         self._serving = times.serving.as_stock if stock else times.serving
@@ -46,6 +51,7 @@ class ImaginedEngine:
         self.preemptions = 0
         self._slack = limits.block_size / 2  # of a sequence's last KV block, on average empty
         self._waiting = ImaginedQueue(line)
+        self._cache = cache
         self._partial: list[Sequence] = []
         self._launched = 0  # steps
         self._in_flight = 0  # sequences whose prompt is done or being done, and do not decode yet
@@ -64,8 +70,38 @@ class ImaginedEngine:
         self._waiting.advance(self.now)
 
     def _push(self, sequence: Sequence) -> None:
+        if self._cache is not None:
+            self._look_up(sequence, self._cache)
+            self._cache.want(sequence)
         self._waiting.push(sequence)
         self._backlog += sequence.remaining
+
+    def _look_up(self, sequence: Sequence, cache: PrefixCache) -> int:
+        """What the cache has of a sequence that waits is not left; by how much more is left."""
+        if sequence.computed:
+            return 0
+        before = sequence.cached
+        sequence.cached = cache.hit(sequence)
+        sequence.remaining += before - sequence.cached
+        return before - sequence.cached
+
+    def _first(self) -> Sequence | None:
+        """Who is next, by what the cache has now."""
+        first, cache = self._waiting.first, self._cache
+        while cache is not None and first is not None and first.prefix is not None:
+            if first.prefix.version == cache.version:
+                break
+            first.prefix.version = cache.version
+            self._look_up_again(first, cache)
+            first = self._waiting.first
+        return first
+
+    def _look_up_again(self, sequence: Sequence, cache: PrefixCache) -> None:
+        more = self._look_up(sequence, cache)
+        if more:
+            cache.want(sequence)
+            self._waiting.push(sequence)
+            self._backlog += more
 
     def _take(self, budget: int) -> tuple[int, float, list[Sequence]]:
         """Prompt tokens for one step, their mean context, and the prompts they complete."""
@@ -78,6 +114,8 @@ class ImaginedEngine:
             budget -= tokens
             sequence.computed += tokens
             sequence.remaining -= tokens
+            if self._cache is not None:
+                self._share(sequence, self._cache)
             if sequence.remaining == 0:
                 self._partial.remove(sequence)
                 completes.append(sequence)
@@ -88,22 +126,44 @@ class ImaginedEngine:
     def _next_prompt(self) -> Sequence | None:
         """The prompt to go on with; a waiting one is started when there is room for it."""
         partial = min(self._partial, key=rank_of, default=None)
-        first = self._waiting.first
+        first = self._first()
         if first is None or not self._has_room_for(first):
             return partial
         if partial is not None and (self.stock or partial.rank <= first.rank):
             return partial
-        self._waiting.pop()
-        self._kv_used += first.remaining + self._slack
+        self._start(self._waiting.pop())
         self._partial.append(first)
         return first
+
+    def _start(self, sequence: Sequence) -> None:
+        """It has the room that it needs, and what the cache has of it."""
+        self._kv_used += self._room_for(sequence) + self._slack
+        if sequence.computed:
+            return
+        sequence.computed = sequence.cached
+        if self._cache is not None:
+            self._cache.take(sequence)
+            self._cache.keep(self.limits.kv_tokens - self._kv_used)
+
+    def _room_for(self, sequence: Sequence) -> int:
+        """KV tokens that it takes, beside what it has or shares."""
+        if sequence.computed:
+            return sequence.remaining
+        tokens = sequence.cached + sequence.remaining
+        return tokens if self._cache is None else tokens - self._cache.shared(sequence)
+
+    def _share(self, sequence: Sequence, cache: PrefixCache) -> None:
+        """What it has computed is in the cache; those that waited for it rank anew."""
+        for each in cache.add(sequence):
+            if each.waits:
+                self._look_up_again(each, cache)
 
     def _has_room_for(self, sequence: Sequence) -> bool:
         running = self._batch + self._in_flight + len(self._partial)
         if running == 0:
             return True
         room = self.limits.kv_tokens - self._kv_used
-        return running < self.limits.max_num_seqs and sequence.remaining <= room
+        return running < self.limits.max_num_seqs and self._room_for(sequence) <= room
 
     def _finish_step(self, seconds: float, mode: Mode, chunk: int, new: list[Sequence]) -> None:
         """A step of ``seconds`` from now, for those whose steps follow one another."""
@@ -121,6 +181,8 @@ class ImaginedEngine:
         self._decode_kv += batch
         self._kv_used += batch
         self._launched += 1
+        if self._cache is not None:
+            self._cache.keep(self.limits.kv_tokens - self._kv_used)
         for sequence in self._finishing.pop(step, ()):
             if sequence.decoding and sequence.spans[-1][1] == step:
                 self._leave(sequence)
@@ -179,7 +241,13 @@ class ImaginedEngine:
         sequence.decoding = False
         self._batch -= 1
         self._decode_kv -= held
-        self._kv_used -= held + self._slack
+        self._free(sequence, held)
+
+    def _free(self, sequence: Sequence, tokens: float) -> None:
+        """It has none of its KV ``tokens`` any more; those that others share stay in use."""
+        self._kv_used -= tokens + self._slack
+        if self._cache is not None:
+            self._kv_used += self._cache.release(sequence)
 
     def _make_room(self) -> None:
         """Put back the sequences that came last until one more step fits in the cache."""
@@ -194,7 +262,8 @@ class ImaginedEngine:
         if done > first:
             sequence.spans.append((first, done - 1))
             sequence.emitted += done - first
-        sequence.remaining, sequence.computed = sequence.prompt + sequence.emitted, 0
+        sequence.remaining = sequence.prompt + sequence.emitted - sequence.cached
+        sequence.computed = 0
         sequence.put_back = True
         self.preemptions += 1
         self._push(sequence)

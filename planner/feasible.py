@@ -10,15 +10,15 @@ from nexus.planner.table import Mode
 def require_feasible(problem: Problem, modes: list[Mode]) -> None:
     """Raise InfeasibleError, with the nearest bounds that can be met, when none can.
 
-    The least that bounds must allow is one sequence decoding alone, and one prompt of mean
-    length on an idle device.
+    The least that bounds must allow is one sequence decoding alone, if any decodes, and one
+    prompt of mean length on an idle device.
     """
     lengths, bounds = problem.lengths, problem.bounds
     context = round(lengths.decode_context)
     alone = problem.outcomes(modes[:1], [(1, max(context, 1), 0)])
-    decode_ms = float(alone.tbt_ms[0, 0])
-    prompt = problem.outcomes(modes, [(0, 1, max(1, round(lengths.input_mean)))])
-    steps = lengths.input_mean / np.maximum(prompt.prefill_per_s[:, 0], 1e-9)
+    decode_ms = float(alone.tbt_ms[0, 0]) if lengths.decodes else 0.0
+    prompt = problem.outcomes(modes, [(0, 1, max(1, round(lengths.prefill_mean)))])
+    steps = lengths.prefill_mean / np.maximum(prompt.prefill_per_s[:, 0], 1e-9)
     prompt_ms = 1e3 * float(steps.min())
     reasons = []
     if decode_ms > bounds.tbt_ms:
@@ -28,7 +28,7 @@ def require_feasible(problem: Problem, modes: list[Mode]) -> None:
         )
     if prompt_ms > bounds.ttft_ms:
         reasons.append(
-            f"TTFT of {bounds.ttft_ms:g} ms: a mean prompt of {lengths.input_mean:.0f} tokens "
+            f"TTFT of {bounds.ttft_ms:g} ms: a mean prompt of {lengths.prefill_mean:.0f} tokens "
             f"alone takes {prompt_ms:.0f} ms"
         )
     if reasons:

@@ -123,7 +123,7 @@ class ImaginedLane:
         """
 
         def ends(prompt: Sequence) -> bool:
-            return prompt.computed > 0 and prompt.remaining <= last_tokens
+            return prompt.computed > prompt.cached and prompt.remaining <= last_tokens
 
         self._returning += [prompt for prompt in self._queue if not ends(prompt)]
         self._queue = [prompt for prompt in self._queue if ends(prompt)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from nexus.planner.engine import ImaginedEngine
+from nexus.planner.prefix_cache import PrefixCache
 from nexus.planner.sequence import Event, Patience, Sequence
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Mode, Shares
@@ -95,7 +96,7 @@ class PrefillEngine(ImaginedEngine):
     def release(self, sequence: Sequence, at_s: float) -> None:
         """The other engine has read the sequence's KV."""
         self._in_flight -= 1
-        self._kv_used -= sequence.prompt + self._slack
+        self._free(sequence, sequence.prompt)
         if self.full:
             self.full, self.now = False, max(self.now, at_s)
 
@@ -207,6 +208,10 @@ class DecodeEngine(ImaginedEngine):
         sequence.computed, sequence.remaining = tokens, 0
         return self.times.lane(self._mode).recompute(tokens, 0.0, 0, 0.0), [sequence]
 
+    def _put_back(self, sequence: Sequence) -> None:
+        sequence.cached = 0  # in the other engine
+        super()._put_back(sequence)
+
     def _push(self, sequence: Sequence) -> None:
         self._waiting.push(sequence)
 
@@ -224,12 +229,18 @@ class ImaginedPair:
         handover: Handover = HANDOVER,
         record: bool = False,
         patience: Patience | None = None,
+        cache: PrefixCache | None = None,
     ) -> None:
-        """``mode`` says how many SMs each engine is capped to, ``shares`` their KV caches."""
+        """``mode`` says how many SMs each engine is capped to, ``shares`` their KV caches.
+
+        The ``cache`` is the prefill engine's.
+        """
         self._mode, self._handover, self.patience = mode, handover, patience
         prefill = replace(limits, kv_tokens=shares.prefill_kv_tokens)
         decode = replace(limits, kv_tokens=shares.decode_kv_tokens)
-        self._prefill = PrefillEngine(times, prefill, line=Line("fcfs"), stock=True, record=record)
+        self._prefill = PrefillEngine(
+            times, prefill, line=Line("fcfs"), stock=True, record=record, cache=cache
+        )
         self._decode = DecodeEngine(
             times, decode, line=Line("fcfs"), record=record, patience=patience
         )

@@ -1,6 +1,7 @@
 """What a choice of modes rests on, in one value."""
 
 from dataclasses import dataclass
+from math import inf
 
 from nexus.planner.capacity import Capacity, Traffic, solve_capacity, traffic_of
 from nexus.planner.frontier import Outcomes, States, evaluate
@@ -20,16 +21,15 @@ class Problem:
     lengths: Lengths
 
     def traffic(self, modes: list[Mode], bounds: Bounds | None = None) -> Traffic:
-        """What ``modes`` do in each level."""
+        """What ``modes`` do in each level; where nothing decodes, no TBT binds."""
         bounds = bounds or self.bounds
-        return traffic_of(
-            self.model, modes, self.engine, self.lengths, bounds.ttft_ms, bounds.tbt_ms
-        )
+        tbt_ms = bounds.tbt_ms if self.lengths.decodes else inf
+        return traffic_of(self.model, modes, self.engine, self.lengths, bounds.ttft_ms, tbt_ms)
 
     def capacity(self, modes: list[Mode], bounds: Bounds | None = None) -> Capacity:
         """The highest rate that any use of ``modes`` sustains."""
         traffic = self.traffic(modes, bounds)
-        return solve_capacity(traffic, self.lengths.input_mean, self.lengths.decode_steps)
+        return solve_capacity(traffic, self.lengths.prefill_mean, self.lengths.decode_steps)
 
     def outcomes(self, modes: list[Mode], states: list[tuple[int, int, int]]) -> Outcomes:
         """What ``modes`` give in ``states``."""

@@ -37,7 +37,7 @@ class ImaginedQueue:
         return None
 
     def push(self, sequence: Sequence) -> None:
-        """It waits from now on."""
+        """It waits from now on, or has another number of tokens left than when it came."""
         sequence.waits = True
         self._enter(sequence)
         after_s = self._line.late_after(prompt_of(sequence))

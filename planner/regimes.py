@@ -8,7 +8,7 @@ from nexus.planner.contest import Contest
 from nexus.planner.fit import Floats
 from nexus.planner.problem import Problem
 from nexus.planner.table import Bounds, Mode, Workload
-from nexus.planner.workload import lengths_of
+from nexus.planner.workload import lengths_of, longest_request
 
 TBT_FACTORS = (0.5, 0.7, 1.0, 1.5, 2.5, 4.0)
 RATIOS = (0.5, 1.0, 2.0, 5.0, 10.0, 40.0)
@@ -34,18 +34,20 @@ def regimes(contest: Contest, load: float) -> list[list[Regime]]:
     """
     lengths, bounds = contest.problem.lengths, contest.problem.bounds
     total = lengths.input_mean + lengths.output_mean
+    cached = lengths.cached_mean / lengths.input_mean
     grid = []
     for factor in TBT_FACTORS:
         row = []
         for ratio in RATIOS:
             output = total / (1.0 + ratio)
-            workload = Workload("means", total - output, max(output, 2.0))
+            prompt = total - output
+            workload = Workload("means", prompt, max(output, 2.0), cached * prompt)
             cell = Bounds(bounds.ttft_ms, bounds.tbt_ms * factor)
             problem = Problem(
                 contest.problem.model,
                 contest.problem.engine,
                 cell,
-                lengths_of(workload).cut_to(contest.draft.profile.model.max_model_len),
+                lengths_of(workload).cut_to(longest_request(contest.draft.profile)),
             )
             row.append(_best(problem, contest.modes, load))
         grid.append(row)

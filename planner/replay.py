@@ -11,7 +11,7 @@ from nexus.planner.metrics import Metrics
 from nexus.planner.simulate import Run, System
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Plan
-from nexus.planner.workload import Lengths, Requests, poisson
+from nexus.planner.workload import Lengths, Requests, longest_request, poisson
 from nexus.profiles.schema import Profile
 from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
 
@@ -33,16 +33,18 @@ class Replay:
 
     def lines(self) -> list[str]:
         """What a terminal shows."""
-        seen = self.metrics
+        seen, cached = self.metrics, self.run.cached_share
+        one_token = not self.run.gaps_s.size
         return [
             f"{self.system} at {seen.rate_per_s:.3g} requests/s: {len(self.run.arrivals_s)} "
             f"requests in {self.run.end_s:.1f} s of virtual time",
             f"  TTFT ms        {seen.ttft_ms}",
-            f"  TBT ms         {seen.tbt_ms}",
-            f"  TPOT ms        {seen.tpot_ms}",
+            *([] if one_token else [f"  TBT ms         {seen.tbt_ms}"]),
+            *([] if one_token else [f"  TPOT ms        {seen.tpot_ms}"]),
             f"  normalized ms  {seen.normalized_ms}",
             f"  throughput     {seen.requests_per_s:.3g} requests/s, "
             f"{seen.output_tokens_per_s:.4g} output tokens/s, {seen.preemptions} preemptions",
+            *([f"  prefix cache   {cached:.1%} of the prompt tokens"] if cached else []),
             f"  within bounds  {seen.attainment:.1%}",
             *(
                 f"  at {rate:8.3g} requests/s  {share:6.1%} within bounds"
@@ -87,12 +89,12 @@ def replay(
             f"the plan was made from profile {plan.profile_hash}, not from this one "
             f"({profile.hash}); --force to go on"
         )
-    served = _arrivals(requests, num_requests, plan, rate_per_s, profile.model.max_model_len)
+    served = _arrivals(requests, num_requests, plan, rate_per_s, longest_request(profile))
     arena = Arena(StepTimes(fit_model(profile)), plan.engine, plan.bounds, served)
-    played = []
+    played, rate = [], served.per_s or 1.0
     for system in systems or (plan_system(plan),):
-        run = arena.play(system, _rate_of(served), record)
-        metrics = Metrics.of(run, _rate_of(served), plan.bounds)
+        run = arena.play(system, rate, record)
+        metrics = Metrics.of(run, rate, plan.bounds)
         points = _curve(arena, system, plan) if curve else ()
         played.append(Replay(system.name, run, metrics, points))
     return played
@@ -112,15 +114,10 @@ def _arrivals(
     return arriving.at_rate(rate_per_s)
 
 
-def _rate_of(requests: Requests) -> float:
-    span = float(requests.arrivals_s[-1] - requests.arrivals_s[0])
-    return (len(requests.arrivals_s) - 1) / span if span > 0 else 1.0
-
-
 def _curve(arena: Arena, system: System, plan: Plan) -> tuple[tuple[float, float], ...]:
     """Attainment over all requests at rates around the plan's capacity."""
     said = plan.prediction
-    around = said.capacity_per_s or said.limit_per_s or _rate_of(arena.requests)
+    around = said.capacity_per_s or said.limit_per_s or arena.requests.per_s or 1.0
     few = replace(arena, requests=arena.requests.window(0, _CURVE_REQUESTS))
     rates = np.array(_CURVE_LOADS) * around
     return tuple(

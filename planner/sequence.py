@@ -4,10 +4,25 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
+class Prefix:
+    """The blocks that a prompt begins with, and what came of them.
+
+    ``held``: those in the cache that it uses; ``num_done``: of ``keys``, those that it found or
+    computed; ``version``: of the cache, when it was last looked at.
+    """
+
+    keys: list[int]
+    held: list[int] = field(default_factory=list)
+    num_done: int = 0
+    version: int = -1
+
+
+@dataclass(slots=True)
 class Sequence:
     """One request on its way through the engine; ``spans`` are its [first, last] steps.
 
-    ``reply_s``: what lies between the ends of its steps and its client. ``late``: gaps beyond
+    ``remaining`` tokens are to be computed before its next one; ``cached`` are those that it
+    finds in the prefix cache, and ``computed`` counts them from when it runs. ``reply_s``: what lies between the ends of its steps and its client. ``late``: gaps beyond
     the bound on TBT.
     """
 
@@ -16,6 +31,8 @@ class Sequence:
     prompt: int
     output: int
     remaining: int
+    cached: int = 0
+    prefix: Prefix | None = None
     computed: int = 0
     emitted: int = 0
     rank: float = 0.0

@@ -14,6 +14,7 @@ import numpy as np
 from nexus.planner.engine import ImaginedEngine, rank_of
 from nexus.planner.flight import Flight, Step
 from nexus.planner.lane import ImaginedLane
+from nexus.planner.prefix_cache import PrefixCache
 from nexus.planner.sequence import Patience, Sequence
 from nexus.planner.serving import MIN_LANE_TOKENS
 from nexus.planner.steptimes import StepTimes
@@ -49,6 +50,7 @@ class ImaginedServer(ImaginedEngine):
         plan: Plan | None = None,
         record: bool = False,
         patience: Patience | None = None,
+        cache: PrefixCache | None = None,
     ) -> None:
         """As ImaginedEngine; ``plan`` says which chunk runs beside the lane.
 
@@ -61,6 +63,7 @@ class ImaginedServer(ImaginedEngine):
             stock=stock,
             record=record,
             patience=patience,
+            cache=cache,
         )
         self.choose, self._pace = choose, pace
         self._lane = ImaginedLane(times, padded=self._serving.pads)
@@ -195,12 +198,11 @@ class ImaginedServer(ImaginedEngine):
         """Give prompts to the lane while it has room; the chunk for those that do not suit it."""
         beside = self._beside or mode
         chunk = left = min(beside.prompt_tokens(self._batch), mode.chunk)
-        while (sequence := self._waiting.first) and self._has_room_for(sequence):
+        while (sequence := self._first()) and self._has_room_for(sequence):
             suits = sequence.remaining > MIN_LANE_TOKENS and not sequence.computed
             if left <= 0 or (suits and not self._lane.has_room(sequence.rank, mode.chunk)):
                 break
-            self._waiting.pop()
-            self._kv_used += sequence.remaining + self._slack
+            self._start(self._waiting.pop())
             if suits:
                 self._in_flight += 1
                 self._lane.add(sequence)
@@ -229,6 +231,8 @@ class ImaginedServer(ImaginedEngine):
             sequence.computed += 1
             sequence.remaining = 0
             self._backlog -= 1
+            if self._cache is not None:
+                self._share(sequence, self._cache)
             sequence.reply_s = self._reply_s(self._batch + len(done))
             self._join(sequence, first_step=self._launched)
 

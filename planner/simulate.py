@@ -9,9 +9,10 @@ from math import inf
 
 import numpy as np
 
-from nexus.planner.fit import Bools, Floats
+from nexus.planner.fit import Bools, Floats, Ints
 from nexus.planner.pair import ImaginedPair
-from nexus.planner.sequence import Event, Patience, Sequence
+from nexus.planner.prefix_cache import PrefixCache
+from nexus.planner.sequence import Event, Patience, Prefix, Sequence
 from nexus.planner.server import Chooser, ImaginedServer
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Mode, Plan, Shares
@@ -86,7 +87,8 @@ def stock_system(chunk: int) -> System:
 class Run:
     """One simulated run; arrays of shape (n,) are by request, in seconds.
 
-    ``gaps_s`` holds every gap between two tokens of a request, ``owner`` whose it is.
+    ``gaps_s`` holds every gap between two tokens of a request, ``owner`` whose it is;
+    ``cached_share`` is what the prefix cache had of all prompt tokens.
     """
 
     arrivals_s: Floats
@@ -97,6 +99,7 @@ class Run:
     owner: Floats
     preemptions: int
     end_s: float
+    cached_share: float = 0.0
     events: tuple[Event, ...] = ()
     states: tuple[tuple[float, State], ...] = ()
 
@@ -145,22 +148,22 @@ def simulate_while(
     record: bool = False,
 ) -> Run | None:
     """As ``simulate``; None when ``patience`` ran out."""
-    engine = _engine(times, limits, system, patience, record)
-    lengths = requests.lengths
-    rows = zip(
-        requests.arrivals_s.tolist(), lengths.inputs.tolist(), lengths.outputs.tolist(), strict=True
-    )
-    sequences = [
-        Sequence(index, arrival, prompt, output, remaining=prompt)
-        for index, (arrival, prompt, output) in enumerate(rows)
-    ]
+    prefixes = requests.prefixes
+    cache = None if prefixes is None else PrefixCache(prefixes, limits.block_size)
+    engine = _engine(times, limits, system, patience, record, cache)
+    sequences = sequences_of(requests)
     if not engine.run(sequences):
         return None
     return _outcome(engine, sequences, requests)
 
 
 def _engine(
-    times: StepTimes, limits: Engine, system: System, patience: Patience | None, record: bool
+    times: StepTimes,
+    limits: Engine,
+    system: System,
+    patience: Patience | None,
+    record: bool,
+    cache: PrefixCache | None,
 ) -> ImaginedServer | ImaginedPair:
     if system.max_num_seqs is not None:
         most = min(limits.max_num_seqs, system.max_num_seqs)
@@ -168,7 +171,9 @@ def _engine(
     if system.shares is not None:
         assert system.mode is not None
         mode, shares = system.mode, system.shares
-        return ImaginedPair(times, limits, mode, shares, record=record, patience=patience)
+        return ImaginedPair(
+            times, limits, mode, shares, record=record, patience=patience, cache=cache
+        )
     choose, pace = system.chooser(times, min(limits.max_num_batched_tokens, times.max_chunk))
     return ImaginedServer(
         times,
@@ -180,7 +185,44 @@ def _engine(
         plan=system.plan,
         record=record,
         patience=patience,
+        cache=cache,
     )
+
+
+def sequences_of(requests: Requests) -> list[Sequence]:
+    """The requests before any is served; what each finds cached is known or to be looked up."""
+    lengths, prefixes = requests.lengths, requests.prefixes
+    known = lengths if prefixes is None else replace(lengths, hits=None)
+    rows = zip(
+        requests.arrivals_s.tolist(),
+        lengths.inputs.tolist(),
+        lengths.outputs.tolist(),
+        known.cached.tolist(),
+        strict=True,
+    )
+    sequences = [
+        Sequence(index, arrival, prompt, output, remaining=prompt - cached, cached=cached)
+        for index, (arrival, prompt, output, cached) in enumerate(rows)
+    ]
+    if prefixes is not None:
+        for sequence, keys in zip(sequences, prefixes.keys(lengths.inputs), strict=True):
+            sequence.prefix = Prefix(keys)
+    return sequences
+
+
+def usual_hits(requests: Requests, limits: Engine) -> Ints:
+    """What a prefix cache of all KV tokens has of each prompt, if each ends before the next."""
+    assert requests.prefixes is not None
+    cache = PrefixCache(requests.prefixes, limits.block_size)
+    sequences = sequences_of(requests)
+    for sequence in sequences:
+        sequence.cached = cache.hit(sequence)
+        cache.take(sequence)
+        sequence.computed = sequence.prompt
+        cache.add(sequence)
+        cache.release(sequence)
+        cache.keep(limits.kv_tokens)
+    return np.array([sequence.cached for sequence in sequences], dtype=np.int64)
 
 
 def _outcome(
@@ -208,6 +250,7 @@ def _outcome(
         owner=np.repeat(np.arange(len(sequences)), owners).astype(np.float64),
         preemptions=engine.preemptions,
         end_s=engine.now,
+        cached_share=sum(each.cached for each in sequences) / int(requests.lengths.inputs.sum()),
         events=tuple(engine.events or ()),
         states=tuple(engine.states or ()),
     )

@@ -16,11 +16,11 @@ from nexus.planner.latency import fit_model
 from nexus.planner.paper import paper_modes, paper_rows
 from nexus.planner.predict import predict
 from nexus.planner.problem import Problem
-from nexus.planner.simulate import System
+from nexus.planner.simulate import System, usual_hits
 from nexus.planner.steptimes import StepTimes
 from nexus.planner.table import Bounds, Plan, Workload
-from nexus.planner.workload import Lengths, Requests, lengths_of, poisson
-from nexus.profiles.schema import Profile, Provenance
+from nexus.planner.workload import Lengths, Requests, lengths_of, longest_request, poisson
+from nexus.profiles.schema import Engine, Profile, Provenance
 
 ASSUMED = Workload(source="assumed", input_tokens=512.0, output_tokens=128.0)
 
@@ -79,7 +79,11 @@ def make_contest(
 ) -> Contest:
     """The model, the modes and the requests that plans are judged with; raises as make_plan."""
     asked = lengths_of(workload)
-    lengths = asked.cut_to(_longest(profile, asked))
+    _require_room(profile.engine, asked)
+    lengths = asked.cut_to(longest_request(profile))
+    if isinstance(workload, Requests) and workload.prefixes is not None:
+        workload = replace(workload, lengths=lengths)
+        lengths = replace(lengths, hits=usual_hits(workload, profile.engine))
     model = fit_model(profile)
     problem = Problem(model, profile.engine, bounds, lengths)
     fused = fused_modes(profile)
@@ -93,16 +97,13 @@ def make_contest(
     return Contest(draft, arena, fused, shared)
 
 
-def _longest(profile: Profile, lengths: Lengths) -> int:
-    """The longest request that the engine can serve; raises InfeasibleError for too short a one."""
-    engine = profile.engine
-    kv_tokens = engine.kv_tokens - engine.block_size  # the last block may be part empty
-    if kv_tokens < lengths.input_mean + lengths.output_mean:
+def _require_room(engine: Engine, lengths: Lengths) -> None:
+    """Raise InfeasibleError where the KV cache does not hold a mean request."""
+    if engine.kv_tokens - engine.block_size < lengths.input_mean + lengths.output_mean:
         raise InfeasibleError(
             f"a KV cache of {engine.kv_tokens} tokens cannot hold one request of"
             f" {lengths.input_mean:.0f} + {lengths.output_mean:.0f} tokens"
         )
-    return min(profile.model.max_model_len, kv_tokens)
 
 
 def _requests(
@@ -117,9 +118,8 @@ def _requests(
     if isinstance(workload, Requests):
         own = _TRACED * count
         start, size = (own, _RETRIAL * own) if again else (0, own)
-        part = Requests(workload.arrivals_s, lengths).window(start, size)
-        times = part.arrivals_s
-        if len(times) >= _FEWEST_REQUESTS and times[-1] > times[0]:
+        part = replace(workload, lengths=lengths).window(start, size)
+        if len(part.arrivals_s) >= _FEWEST_REQUESTS and part.per_s:
             return part
     return poisson(lengths, _RETRIAL * count, seed=1) if again else poisson(lengths, count)
 

@@ -130,11 +130,21 @@ class Bounds:
 
 @dataclass(frozen=True, config=STRICT)
 class Workload:
-    """What the plan was made for: mean lengths in tokens, and where they come from."""
+    """What the plan was made for: mean lengths in tokens, and where they come from.
+
+    ``cached_tokens`` of a prompt, in the mean, need not be computed.
+    """
 
     source: str
     input_tokens: Annotated[float, Field(gt=0)]
     output_tokens: Annotated[float, Field(gt=0)]
+    cached_tokens: Annotated[Quantity, Field(exclude_if=lambda tokens: tokens == 0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _computes_something(self) -> "Workload":
+        if self.cached_tokens >= self.input_tokens:
+            raise ValueError("cached_tokens is not below input_tokens")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

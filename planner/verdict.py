@@ -27,7 +27,11 @@ def describe(plan: Plan, profile: Profile) -> str:
 
 def _rates(plan: Plan) -> str:
     said = plan.prediction
-    lengths = f"{plan.workload.input_tokens:.0f} + {plan.workload.output_tokens:.0f} tokens"
+    cached = plan.workload.cached_tokens
+    prompt = f"{plan.workload.input_tokens:.0f}" + (
+        f" ({cached:.0f} of them cached)" if cached else ""
+    )
+    lengths = f"{prompt} + {plan.workload.output_tokens:.0f} tokens"
     served = (
         f"For requests of {lengths} ({plan.workload.source}) within TTFT {plan.bounds.ttft_ms:g} ms "
         f"and TBT {plan.bounds.tbt_ms:g} ms this {plan.machine.name} sustains"
@@ -125,9 +129,14 @@ def _unshared(plan: Plan, profile: Profile) -> str:
 
 def _expectation(plan: Plan) -> str:
     said = plan.prediction
-    return (
+    ttft = (
         f"At {said.rate_per_s:.3g} requests/s expect a TTFT of {said.ttft_ms:.0f} ms on average "
-        f"(p95 {said.ttft_p95_ms:.0f}) and a TBT of {said.tbt_ms:.3g} ms (p95 "
+        f"(p95 {said.ttft_p95_ms:.0f})"
+    )
+    if not said.tbt_ms:
+        return f"{ttft}; with outputs of one token there is no TBT."
+    return (
+        f"{ttft} and a TBT of {said.tbt_ms:.3g} ms (p95 "
         f"{said.tbt_p95_ms:.3g}, p99 {said.tbt_p99_ms:.3g})."
     )
 

@@ -1,29 +1,39 @@
-"""What is asked of the server: request lengths, from a trace or from given means."""
+"""What is asked of the server: requests and their lengths, given or drawn from means."""
 
-import csv
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from nexus.errors import DocumentError
 from nexus.planner.fit import Floats, Ints
+from nexus.planner.prefixes import Prefixes
 from nexus.planner.table import Workload
+from nexus.profiles.schema import Profile
 
 _SYNTHETIC_REQUESTS = 4096
 _SEED = 0
 _OUTPUT_PARTS = 4  # of an output, in which its context is seen
 _CONTEXT_PARTS = 512
+_AT_ONCE_S = 1e-6
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Prompt and output lengths of requests, in tokens, both of shape (n,), all >= 1."""
+    """Prompt and output lengths of requests, in tokens, both of shape (n,), all >= 1.
+
+    ``hits`` (n,) are the prompt tokens that the prefix cache has, fewer than ``inputs``; None
+    where it has none.
+    """
 
     source: str
     inputs: Ints
     outputs: Ints
+    hits: Ints | None = None
+
+    @property
+    def cached(self) -> Ints:
+        """Prompt tokens that need not be computed, of shape (n,)."""
+        return np.zeros_like(self.inputs) if self.hits is None else self.hits
 
     @property
     def input_mean(self) -> float:
@@ -31,9 +41,24 @@ class Lengths:
         return float(self.inputs.mean())
 
     @property
+    def cached_mean(self) -> float:
+        """Mean prompt tokens of a request that need not be computed."""
+        return float(self.cached.mean())
+
+    @property
+    def prefill_mean(self) -> float:
+        """Mean prompt tokens of a request that are to be computed."""
+        return float((self.inputs - self.cached).mean())
+
+    @property
     def output_mean(self) -> float:
         """Mean output tokens of a request."""
         return float(self.outputs.mean())
+
+    @property
+    def decodes(self) -> bool:
+        """Whether any request has a second token, and so a gap between tokens."""
+        return bool(self.outputs.max() > 1)
 
     @property
     def decode_steps(self) -> float:
@@ -42,9 +67,9 @@ class Lengths:
 
     @property
     def prompt_position(self) -> float:
-        """Prompt tokens before a prompt token, on average over all prompt tokens."""
-        inputs = self.inputs.astype(np.float64)
-        return float((inputs**2).sum() / (2.0 * inputs.sum()))
+        """Prompt tokens before a prompt token, on average over those that are computed."""
+        inputs, cached = self.inputs.astype(np.float64), self.cached.astype(np.float64)
+        return float((inputs**2 - cached**2).sum() / (2.0 * (inputs - cached).sum()))
 
     @property
     def decode_context(self) -> float:
@@ -80,59 +105,100 @@ class Lengths:
     def summary(self) -> Workload:
         """As a plan states it."""
         return Workload(
-            source=self.source, input_tokens=self.input_mean, output_tokens=self.output_mean
+            source=self.source,
+            input_tokens=self.input_mean,
+            output_tokens=self.output_mean,
+            cached_tokens=self.cached_mean,
+        )
+
+    def told_of_cut(self, max_model_len: int) -> str:
+        """Which requests ``cut_to`` cuts, in one line; empty if none."""
+        many, count = int((self.inputs > max_model_len - self.outputs).sum()), len(self.inputs)
+        if not many:
+            return ""
+        return (
+            f"{many / count:.1%} of the requests ({many:,} of {count:,}) are longer than the "
+            f"{max_model_len:,} tokens that the model or its KV cache holds: cut here, refused by "
+            "a server"
         )
 
     def cut_to(self, max_model_len: int) -> "Lengths":
         """Without what a model of that length cannot serve: prompts and outputs are cut."""
         inputs = np.minimum(self.inputs, max_model_len - 1)
-        return Lengths(self.source, inputs, np.minimum(self.outputs, max_model_len - inputs))
+        outputs = np.minimum(self.outputs, max_model_len - inputs)
+        hits = None if self.hits is None else np.minimum(self.hits, inputs - 1)
+        return Lengths(self.source, inputs, outputs, hits)
+
+    def take(self, index: slice | Ints) -> "Lengths":
+        """Only the requests at ``index``, in that order."""
+        hits = None if self.hits is None else self.hits[index]
+        return Lengths(self.source, self.inputs[index], self.outputs[index], hits)
+
+
+def longest_request(profile: Profile) -> int:
+    """Prompt and output tokens of the longest request that the profiled server can hold."""
+    engine = profile.engine
+    kv_tokens = engine.kv_tokens - engine.block_size  # the last block may be part empty
+    return min(profile.model.max_model_len, kv_tokens)
 
 
 def lengths_of(workload: "Workload | Lengths | Requests") -> Lengths:
     """The lengths of ``workload``, drawn from its means where it has no more.
 
-    Of a mean alone nothing else is known, so lengths are exponential around it (the
-    distribution that assumes least); the same means always give the same lengths.
+    Of a mean alone nothing else is known, so lengths are geometric (of whole numbers from 1 on
+    the distribution that assumes least); the same means always give the same lengths.
     """
     if isinstance(workload, Lengths):
         return workload
     if isinstance(workload, Requests):
         return workload.lengths
     rng = np.random.default_rng(_SEED)
-    return Lengths(
-        workload.source,
-        _exponential(rng, workload.input_tokens),
-        _exponential(rng, workload.output_tokens),
-    )
+    inputs = _geometric(rng, workload.input_tokens)
+    outputs = _geometric(rng, workload.output_tokens)
+    share = workload.cached_tokens / workload.input_tokens
+    hits = np.minimum(np.round(inputs * share).astype(np.int64), inputs - 1) if share else None
+    return Lengths(workload.source, inputs, outputs, hits)
 
 
-def _exponential(rng: np.random.Generator, mean: float) -> Ints:
+def _geometric(rng: np.random.Generator, mean: float) -> Ints:
     # Evenly spaced quantiles, shuffled: the sample's mean is the given one.
     quantiles = (np.arange(_SYNTHETIC_REQUESTS) + 0.5) / _SYNTHETIC_REQUESTS
-    values = np.maximum(np.round(-np.log1p(-quantiles) * mean), 1.0)
+    ends_here = min(1.0 / mean, 1.0 - 1e-9)
+    values = np.ceil(np.log1p(-quantiles) / np.log1p(-ends_here))
     rng.shuffle(values)
-    return values.astype(np.int64)
+    return np.asarray(values.astype(np.int64))
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What arrives: times in seconds and lengths in tokens, each of shape (n,), by time."""
+    """What arrives: times in seconds and lengths in tokens, each of shape (n,), by time.
+
+    With ``prefixes`` the prefix cache decides what need not be computed, else ``lengths`` do.
+    """
 
     arrivals_s: Floats
     lengths: Lengths
+    prefixes: Prefixes | None = None
 
     def at_rate(self, per_s: float) -> "Requests":
         """The same requests in the same order, arriving at another mean rate."""
-        span = float(self.arrivals_s[-1] - self.arrivals_s[0])
-        scale = (len(self.arrivals_s) - 1) / span / per_s if span > 0 else 1.0
+        scale = self.per_s / per_s if self.per_s else 1.0
         return replace(self, arrivals_s=(self.arrivals_s - self.arrivals_s[0]) * scale)
+
+    @property
+    def per_s(self) -> float:
+        """Their mean rate, in requests per second; 0 if they come at once."""
+        span = float(self.arrivals_s[-1] - self.arrivals_s[0])
+        return (len(self.arrivals_s) - 1) / span if span > _AT_ONCE_S else 0.0
 
     def window(self, start: int, count: int) -> "Requests":
         """Only ``count`` of them, or as many as there are, from the one at ``start`` on."""
-        part, lengths = slice(start, start + count), self.lengths
-        cut = Lengths(lengths.source, lengths.inputs[part], lengths.outputs[part])
-        return Requests(self.arrivals_s[part], cut)
+        return self.take(slice(start, start + count), self.arrivals_s[start : start + count])
+
+    def take(self, index: slice | Ints, arrivals_s: Floats) -> "Requests":
+        """Only the requests at ``index``, in that order, arriving at those times."""
+        prefixes = None if self.prefixes is None else self.prefixes.take(index)
+        return Requests(arrivals_s, self.lengths.take(index), prefixes)
 
 
 def poisson(lengths: Lengths, count: int, seed: int = 0) -> Requests:
@@ -148,33 +214,4 @@ def poisson(lengths: Lengths, count: int, seed: int = 0) -> Requests:
     drawn = order[((np.arange(count) + offset) * size / count).astype(int) % size]
     rng.shuffle(drawn)
     times = np.cumsum(rng.exponential(1.0, count))
-    picked = Lengths(lengths.source, lengths.inputs[drawn], lengths.outputs[drawn])
-    return Requests(times, picked)
-
-
-def read_trace(path: Path) -> Requests:
-    """Read a trace in the format of Microsoft's Azure LLM inference traces.
-
-    CSV with the columns ``TIMESTAMP``, ``ContextTokens`` and ``GeneratedTokens``; raises
-    DocumentError for anything else. Requests without prompt or output tokens are left out.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DocumentError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        times = np.array([row["TIMESTAMP"] for row in rows], dtype="datetime64[ns]")
-        inputs = np.array([int(row["ContextTokens"]) for row in rows], dtype=np.int64)
-        outputs = np.array([int(row["GeneratedTokens"]) for row in rows], dtype=np.int64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DocumentError(
-            f"{path}: not a trace with TIMESTAMP, ContextTokens and GeneratedTokens: {error}"
-        ) from error
-    kept = (inputs > 0) & (outputs > 0) & ~np.isnat(times)
-    if not kept.any():
-        raise DocumentError(f"{path}: no request in it")
-    seconds = (times - times[kept].min()) / np.timedelta64(1, "s")
-    order = np.argsort(seconds[kept], kind="stable")
-    lengths = Lengths(path.name, inputs[kept][order], outputs[kept][order])
-    return Requests(seconds[kept][order], lengths)
+    return Requests(times, lengths.take(drawn))

@@ -13,7 +13,7 @@ from nexus.planner.latency import check, fit_model
 from nexus.planner.shape import Shape
 from nexus.planner.solve import make_contest
 from nexus.planner.table import Bounds, Plan
-from nexus.planner.workload import read_trace
+from nexus.planner.traces import read_trace
 from nexus.profiles.schema import Profile, Provenance, read_profile
 
 H200 = Path(__file__).parents[2] / "profiles" / "h200"

@@ -1,15 +1,14 @@
-"""Lengths and traces."""
+"""Lengths of requests, given and drawn."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.errors import DocumentError
-from nexus.planner.table import Workload
-from nexus.planner.workload import Lengths, lengths_of, poisson, read_trace
-
-HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+from nexus.planner.solve import make_plan
+from nexus.planner.table import Bounds, Workload
+from nexus.planner.verdict import describe
+from nexus.planner.workload import Lengths, lengths_of, poisson
 
 
 @given(st.floats(20.0, 10_000.0), st.floats(20.0, 2000.0))
@@ -39,37 +38,30 @@ def test_random_requests_keep_the_workloads_means(h200_profile):
     assert (len(scaled.arrivals_s) - 1) / scaled.arrivals_s[-1] == pytest.approx(8.0)
 
 
-def test_a_trace_is_read_in_order_of_arrival(tmp_path):
-    path = tmp_path / "trace.csv"
-    path.write_text(
-        HEADER
-        + "2023-11-16 18:15:50.5,10,2\n2023-11-16 18:15:46.0,30,4\n2023-11-16 18:15:47.0,5,0\n"
-    )
-    requests = read_trace(path)
-    assert requests.arrivals_s.tolist() == [0.0, 4.5]
-    assert requests.lengths.inputs.tolist() == [30, 10]
-    assert requests.lengths.source == "trace.csv"
+@given(st.floats(1.0, 20.0))
+def test_short_lengths_have_the_means_asked_for_too(mean):
+    lengths = lengths_of(Workload("means", 100.0, mean))
+    assert lengths.output_mean == pytest.approx(mean, rel=0.01)
+    assert lengths.summary().output_tokens == lengths.output_mean
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        HEADER,
-        "a,b\n1,2\n",
-        HEADER + "soon,1,2\n",
-        HEADER + "NaT,1,2\n",
-        HEADER + "2023-11-16 18:15:46,x,2\n",
-    ],
-)
-def test_what_is_not_a_trace_is_one_line(tmp_path, text):
-    path = tmp_path / "trace.csv"
-    path.write_text(text)
-    with pytest.raises(DocumentError) as error:
-        read_trace(path)
-    assert "\n" not in str(error.value)
+def test_a_mean_of_one_token_is_one_token():
+    assert (lengths_of(Workload("means", 256.0, 1.0)).outputs == 1).all()
 
 
-def test_a_missing_trace_is_one_line(tmp_path):
-    with pytest.raises(DocumentError, match="No such file"):
-        read_trace(tmp_path / "none.csv")
+def test_of_outputs_of_one_token_no_gap_is_expected(exact_cpu_profile):
+    """And no bound on TBT stands in their way, or limits what is sustained."""
+    lengths = lengths_of(Workload("means", 100.0, 1.0))
+    plan = make_plan(exact_cpu_profile, Bounds(4000.0, 1.0), lengths, policy="fixed")
+    said = plan.prediction
+    assert said.capacity_per_s > 0
+    assert (said.tbt_ms, said.tbt_p99_ms) == (0.0, 0.0)
+    assert said.binding != "TBT"
+    assert plan.workload.output_tokens == 1.0
+    assert "there is no TBT" in describe(plan, exact_cpu_profile)
+
+
+def test_requests_that_are_cut_are_counted():
+    lengths = Lengths("drawn", np.array([100, 4000, 4095, 9000]), np.array([10, 96, 2, 20]))
+    assert lengths.told_of_cut(4096).startswith("50.0% of the requests (2 of 4) are longer")
+    assert lengths.cut_to(4096).told_of_cut(4096) == ""
