@@ -36,7 +36,10 @@ class Passing:
         wanted = self._wanted(prefills[0], chunk)
         left = chunk - sum(wanted)
         first = self._first_ready()
-        if not wanted or first is None or not self._can_be_admitted(first, chunk):
+        whole_items = self._scheduler.scheduler_config.disable_chunked_mm_input
+        if whole_items and any(request.mm_features for request in prefills):
+            yield  # a cap would cut them
+        elif not wanted or first is None or not self._can_be_admitted(first, chunk):
             yield
         elif left >= max(wanted):
             with self._each_prompt_capped(left):

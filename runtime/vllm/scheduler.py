@@ -10,7 +10,7 @@ restored or recomputed at the next step.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -87,6 +87,8 @@ class _Planned(ObservedScheduler):
 
     def _decode_tokens(self, decodes: list[Request]) -> int:
         """Tokens that decodes take of a step, drafts and prompts that left the lane included."""
+        if self.scheduler_config.disable_chunked_mm_input:  # what they leave may cut an image
+            decodes = [request for request in decodes if not _ends_with_the_step_before(request)]
         tokens = len(decodes) + len(self.finished_recving_kv_req_ids)
         if self.num_spec_tokens:
             tokens += sum(len(request.spec_token_ids) for request in decodes)
@@ -100,10 +102,9 @@ class _Planned(ObservedScheduler):
             chunk = max(chunk, self.block_size)
         if self.scheduler_config.disable_chunked_mm_input:
             cache = self._prefix_cache
-            prompts = (
-                (r, r.num_tokens - cache.tokens_left(r)) for r in chain(prefills, self.waiting)
-            )
-            chunk = chunk_of_whole_items(chunk, prompts)
+            coming = chain(prefills, islice(self.waiting, self._most_tokens))
+            prompts = [(r, r.num_tokens - cache.tokens_left(r)) for r in coming]
+            chunk = chunk_of_whole_items(chunk, self._most_tokens - decode_tokens, prompts)
         return chunk
 
     def _all_afford_a_late_gap(self) -> bool:
@@ -204,6 +205,13 @@ class _Planned(ObservedScheduler):
         # vLLM ends these with an error; their blocks stay theirs until the pass is over.
         self.grammar_compile_error_reqs |= self._lane.lost
         self._lane.lost.clear()
+
+
+def _ends_with_the_step_before(request: Request) -> bool:
+    """Whether vLLM, scheduling ahead, passes over it: its last token is under way."""
+    known = request.num_computed_tokens + 2 - request.num_output_placeholders
+    last = request.num_prompt_tokens + request.max_tokens
+    return bool(request.num_output_placeholders > 0 and known >= last)
 
 
 class PlannedScheduler(_Planned):

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.engine
 BLOCK = 16
 MAX_MODEL_LEN = 1024
 MAX_TOKENS = 256
+WINDOW = 64
 CHUNKS = [(16,), (64,), (512,), (16, 300, 64)]
 
 
@@ -102,10 +103,11 @@ class Drive:
         shape = {"block_size": BLOCK, "num_kv_heads": 1, "head_size": 32, "dtype": torch.float32}
         groups = [KVCacheGroupSpec(["full"], FullAttentionSpec(**shape))]
         if server.groups != "full":
-            sliding = SlidingWindowSpec(**shape, sliding_window=64)
+            sliding = SlidingWindowSpec(**shape, sliding_window=WINDOW)
             groups += [KVCacheGroupSpec([f"sliding {n}"], sliding) for n in range(2)]
-        # Room for the longest request, and some more; in a sliding window for a step's tokens.
-        longest = (MAX_MODEL_LEN + (len(groups) - 1) * (MAX_TOKENS + 64)) // BLOCK + 2 * len(groups)
+        # Room for the longest request, and some more; in a window for the steps under way too.
+        window = (1 + server.ahead) * MAX_TOKENS + WINDOW
+        longest = (MAX_MODEL_LEN + (len(groups) - 1) * window) // BLOCK + 2 * len(groups)
         blocks = 1 + longest * (1 + server.blocks) // 2
         config = copy.copy(config)
         config.scheduler_config = copy.copy(config.scheduler_config)
