@@ -23,16 +23,18 @@ class Prefixes:
     @classmethod
     def of(cls, tokens: int, ids: Ints, counts: Ints) -> "Prefixes":
         """From ids that are equal for equal tokens, whatever is before them."""
-        same = np.unique(ids, return_inverse=True)[1].astype(np.int64)
-        starts, chained = np.cumsum(counts) - counts, np.zeros_like(same)
-        before = np.zeros(len(counts), dtype=np.int64)
-        used = 0
+        starts, chained = np.cumsum(counts) - counts, np.zeros_like(ids)
+        before, used = np.zeros_like(counts), 0
         for place in range(int(counts.max(initial=0))):
-            has = np.flatnonzero(counts > place)
-            at = starts[has] + place
-            pairs = before[has] * (len(same) + 1) + same[at]
+            has = counts > place
+            at = starts[has]
+            at += place  # in place, as there may be millions
+            pairs = before[has]
+            pairs *= len(at)
+            pairs += np.unique(ids[at], return_inverse=True)[1]
             kinds, which = np.unique(pairs, return_inverse=True)
-            chained[at] = before[has] = used + which
+            which += used
+            chained[at] = before[has] = which
             used += len(kinds)
         return cls(tokens, chained, counts)
 
@@ -62,8 +64,9 @@ class Prefixes:
     def num_repeated(self, inputs: Ints) -> int:
         """Tokens, of prompts of ``inputs``, in blocks that an earlier prompt had too."""
         sizes = self._sizes(inputs)
-        first = np.unique(self.ids, return_index=True)[1]
-        return int(sizes.sum() - sizes[first].sum())
+        first = np.zeros(self.ids.max(initial=0) + 1, dtype=np.int64)
+        first[self.ids[::-1]] = sizes[::-1]  # the last that is set stays: an id's first block
+        return int(sizes.sum() - first.sum())
 
     def _sizes(self, inputs: Ints) -> Ints:
         """Tokens of each block; 0 beyond the prompt's end."""

@@ -4,6 +4,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ import numpy as np
 
 from nexus.planner.fit import Floats, Ints
 from nexus.planner.trace_columns import Columns, Wanted, find_columns
-from nexus.planner.trace_file import A_COUNT, MOST_TOKENS, Chunk, Rows, first_bad, shown, wrong
+from nexus.planner.trace_file import A_COUNT, MOST_TOKENS, Chunk, Rows, shown, wrong
 from nexus.planner.trace_times import A_NUMBER, A_STAMP, are_seconds, microseconds_of
 
 TEXTS = "ShareGPT"
 _MOONCAKE_BLOCK = 512  # tokens that a hash id stands for
 _BLOCKS = (_MOONCAKE_BLOCK, 16)  # the second is Alibaba's
 _NEARLY_ALL = 0.9
-_STEP_IN_MS = 50.0  # between times that differ: whole numbers so far apart are not seconds
-_MOST_TIME = 1e15
+_STEP_IN_MS = 2.0  # between times that differ, in the median: whole seconds come closer
+_MOST_TIME = 1 << 53
 _MOST_ID = 1 << 62
 
 Record = tuple[int | str, dict[str, Any]]  # where it is, and what it says
@@ -78,8 +79,9 @@ class _Reader:
     def __init__(self, path: Path, columns: Columns) -> None:
         """``columns`` are the fields to take."""
         self._path, self._columns, self._names = path, columns, columns.names
-        self._places: list[int | str] = []
-        self._times: list[Any] = []
+        self._stamps: bool | None = None  # whether times are date-times: then in microseconds
+        self._times = array("d")
+        self._furthest: tuple[float, int | str] = (0.0, 0)
         counted = ("input", "output", "cached")
         self._counts = {role: array("q") for role in counted if role in self._names}
         self._ids, self._num_ids = array("q"), array("q")
@@ -99,19 +101,20 @@ class _Reader:
                 raise self._wrong(where, "hash_ids", ids, "a list of whole numbers")
             self._ids.extend(ids)
             self._num_ids.append(len(ids))
-        self._places.append(where)
 
     def _add_time(self, where: int | str, value: Any) -> None:
-        stamps = isinstance(self._times[0] if self._times else value, str)
-        good = isinstance(value, str) if stamps else _is_number(value) and abs(value) < _MOST_TIME
-        if not good:
-            raise self._wrong(where, "time", value, A_STAMP if stamps else A_NUMBER)
-        self._times.append(value)
+        if self._stamps is None:
+            self._stamps = isinstance(value, str)
+        time: Any = _microseconds(value) if self._stamps else value
+        if not _is_number(time) or not abs(time) < _MOST_TIME:
+            raise self._wrong(where, "time", value, A_STAMP if self._stamps else A_NUMBER)
+        self._times.append(time)
+        self._furthest = max(self._furthest, (abs(time), where), key=itemgetter(0))
 
     def rows(self) -> Rows:
         """All of them."""
-        counts = {role: np.array(values, dtype=np.int64) for role, values in self._counts.items()}
-        num_ids = np.array(self._num_ids, dtype=np.int64)
+        counts = {role: np.asarray(values) for role, values in self._counts.items()}
+        num_ids = np.asarray(self._num_ids)
         block = _block_of(counts["input"], num_ids) if "hash_ids" in self._names else 0
         times, unit = self._times_s(block) if "time" in self._names else (None, "")
         return Rows(
@@ -120,7 +123,7 @@ class _Reader:
             counts["input"],
             counts["output"],
             counts.get("cached"),
-            np.array(self._ids, dtype=np.int64) if block else None,
+            np.asarray(self._ids) if block else None,
             num_ids if block else None,
             block,
             (f"times taken as {unit}",) if unit else (),
@@ -128,23 +131,17 @@ class _Reader:
 
     def _times_s(self, block: int) -> tuple[Floats, str]:
         """Since the first request, and the unit that they are in, where they are numbers."""
-        if isinstance(self._times[0], str):
-            try:
-                times = microseconds_of(self._times)
-            except ValueError:
-                bad = first_bad(self._times, _fails)
-                raise self._wrong(self._places[bad], "time", self._times[bad], A_STAMP) from None
+        times = np.asarray(self._times)
+        if self._stamps:
             return (times - times[0]) / 1e6, ""
-        numbers = np.array(self._times, dtype=np.float64)
         in_ms = self._columns.in_ms
         if in_ms is None:
-            in_ms = _in_milliseconds(numbers, block)
-        good = are_seconds(numbers / 1e3 if in_ms else numbers)
-        if not good.all():
-            bad = int(np.argmin(good))
-            raise self._wrong(self._places[bad], "time", self._times[bad], A_NUMBER)
-        unit = "milliseconds" if in_ms else "seconds"
-        return (numbers - numbers[0]) / (1e3 if in_ms else 1.0), unit
+            in_ms = _in_milliseconds(times, block)
+        per_s, unit = (1e3, "milliseconds") if in_ms else (1.0, "seconds")
+        time, where = self._furthest
+        if not are_seconds(np.array(time / per_s)):
+            raise self._wrong(where, "time", time, A_NUMBER)
+        return (times - times[0]) / per_s, unit
 
     def _wrong(self, where: int | str, role: str, value: Any, wanted: str) -> Exception:
         name = shown(self._names[role])
@@ -159,12 +156,12 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and abs(value) < _MOST_ID
 
 
-def _fails(stamps: list[str]) -> bool:
+def _microseconds(stamp: Any) -> int | None:
+    """Of a date-time; None for what is none."""
     try:
-        microseconds_of(stamps)
+        return int(microseconds_of([stamp])[0]) if isinstance(stamp, str) else None
     except ValueError:
-        return True
-    return False
+        return None
 
 
 def _block_of(inputs: Ints, num_ids: Ints) -> int:

@@ -28,7 +28,7 @@ def test_what_a_server_would_refuse_is_said_and_not_planned_for(profile, tmp_pat
     )
     plan(profile, ttft_ms=6000, tbt_ms=400, trace=trace, policy=Policy.fixed, output=output)
     told = capsys.readouterr()
-    said = "25.0% of the requests (60 of 240) are longer than the 512 tokens"
+    said = "25% of the requests (60 of 240) are longer than the 512 tokens"
     assert said in told.err
     assert "refused by a server" in told.err
     assert "CSV, 240 requests in 239.0 s, 300 + 20 tokens on average, 11% of the prompt" in told.err

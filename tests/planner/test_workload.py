@@ -63,5 +63,5 @@ def test_of_outputs_of_one_token_no_gap_is_expected(exact_cpu_profile):
 
 def test_requests_that_are_cut_are_counted():
     lengths = Lengths("drawn", np.array([100, 4000, 4095, 9000]), np.array([10, 96, 2, 20]))
-    assert lengths.told_of_cut(4096).startswith("50.0% of the requests (2 of 4) are longer")
+    assert lengths.told_of_cut(4096).startswith("50% of the requests (2 of 4) are longer")
     assert lengths.cut_to(4096).told_of_cut(4096) == ""
