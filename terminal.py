@@ -74,9 +74,13 @@ def assume(what: str) -> None:
 
 
 def quieten(*, verbose: bool) -> None:
-    """Keep vLLM's log to errors unless ``verbose``, and others' deprecations to themselves."""
+    """Keep vLLM's log to errors unless ``verbose``, and others' deprecations to themselves.
+
+    In its workers too, which are processes of their own.
+    """
     if not verbose:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

@@ -143,7 +143,8 @@ def _accuracy(profile: Profile) -> str:
 
 
 def _page(plan: Plan, profile: Profile, body: str) -> str:
-    title = f"{plan.model.name} on {plan.machine.name}"
+    sizes = [f"{name.replace('_', ' ')} {n}" for name, n in plan.engine.parallel.items() if n > 1]
+    title = ", ".join([f"{plan.model.name} on {plan.machine.name}", *sizes])
     provenance = (
         f"Plan {plan.hash} ({plan.policy}), made {plan.provenance.created} by "
         f"{plan.provenance.command!r}; profile {plan.profile_hash}, measured "

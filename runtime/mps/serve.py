@@ -6,6 +6,7 @@ What a kill of this very process leaves behind is known from the run's folder an
 up by the next start.
 """
 
+import argparse
 import signal
 import threading
 import time
@@ -66,8 +67,8 @@ def serve(
     """
     programs = programs or Programs()
     check_options(options)
-    plan = _plan_for(model, table, force)
     arguments = parse_serve(model, options)
+    plan = _plan_for(arguments, table, force)
     check_installed(programs)
     find_control(programs.control)
     folder = folder or default_folder()
@@ -193,7 +194,7 @@ class Server:
             part.forget()
 
 
-def _plan_for(model: str, table: Path, force: bool) -> Plan:
+def _plan_for(arguments: argparse.Namespace, table: Path, force: bool) -> Plan:
     plan = read_plan(table)
     if plan.partitioner != "mps":
         raise MismatchError(
@@ -202,7 +203,7 @@ def _plan_for(model: str, table: Path, force: bool) -> Plan:
         )
     if not force:
         check_machine(plan.machine, seen_apart(this_machine), str(table))
-        check_model(plan.model, model, str(table))
+        check_model(plan.model, arguments.model, str(table), arguments)
         check_software(plan.provenance.software, str(table))
     return plan
 

@@ -3,10 +3,10 @@
 What the user gives wins, on the command line over the file of ``--config``. Nexus adds only
 what a plan or a CPU needs:
 
-- on a CPU: the data type that is fast there, a KV cache of fixed size (vLLM's own
-  default claims nearly all memory and refuses to start beside other programs), one
-  process for engine and worker, and every core;
-- from a profile or plan: the engine limits and data type it was measured with;
+- on a CPU: the data type that is fast there, where the model can be computed in it, a KV cache
+  of fixed size (vLLM's own default claims nearly all memory and refuses to start beside other
+  programs), one process for engine and worker, and every core;
+- from a profile or plan: the engine limits, parallel sizes and data type it was measured with;
 - on a GPU: CUDA graphs for the plan's batches. vLLM makes them up to 512 tokens, and where a
   host is slow, launching a longer step operator by operator takes it longer than the step.
 """
@@ -25,8 +25,8 @@ from pydantic import ValidationError
 
 from nexus.errors import EngineError
 from nexus.profiles.documents import first_problem
-from nexus.profiles.schema import Engine, Model
-from nexus.runtime.machine import has_fast_bf16
+from nexus.profiles.schema import PARALLEL_SIZES, Engine, Model
+from nexus.runtime.machine import config_of, has_fast_bf16
 from nexus.runtime.vllm.graph_sizes import MOST_MIXED_TOKENS
 
 CPU_KV_CACHE_BYTES = 1 << 30
@@ -36,6 +36,11 @@ _GRAPHS = (
     *("--max-cudagraph-capture-size", "--cudagraph-capture-sizes", "--enforce-eager"),
     *("--compilation-config", "-cc", "-O", "--optimization-level"),
 )
+_PARALLEL = {
+    f"--{name.replace('_', '-')}": f"-{''.join(word[0] for word in name.split('_')[:-1])}"
+    for name in PARALLEL_SIZES
+}
+"""vLLM's options for the parallel sizes, long and short."""
 
 # A folder may hold other files, such as what a command wrote there.
 _MODEL_FILES = ("*config.json", "*token*", "*.safetensors*", "*.bin", "*.gguf")
@@ -127,6 +132,9 @@ def with_defaults(
         default("--max-num-seqs", str(engine.max_num_seqs))
         if engine.enforce_eager and not given(options, "--no-enforce-eager"):
             default("--enforce-eager")
+        for (name, short), size in zip(_PARALLEL.items(), engine.parallel.values(), strict=True):
+            if size > 1 and not given(options, short):
+                default(name, str(size))
     graphs = min(max(batches, default=0), MOST_MIXED_TOKENS)
     eager = any(spelled(option).startswith(_GRAPHS) for option in (*options, *added))
     if not on_cpu and not eager and graphs > _USUAL_GRAPH_TOKENS:
@@ -139,10 +147,25 @@ def with_defaults(
             default("--dtype", "auto" if has_fast_bf16() else "float32")
         if not given(options, "--gpu-memory-utilization"):
             default("--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES))
-        parallel = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp")
-        if not given(options, *parallel):
+        if not given([*options, *added], *_PARALLEL, *_PARALLEL.values()):
             default("--distributed-executor-backend", "uni")
     return [*options, *added]
+
+
+def with_needed_type(model: str, options: Sequence[str]) -> list[str]:
+    """``options`` and, where they name no data type, the model's own if a CPU computes no other.
+
+    vLLM's CPU kernels for gated delta nets are for bfloat16 alone. Raises EngineError when there
+    is no such model.
+    """
+    if given(options, "--dtype"):
+        return [*options]
+    config = config_of(
+        model, value_of(options, "--hf-config-path"), value_of(options, "--revision")
+    )
+    parts = (config, config.get("text_config") or {})
+    is_gated_delta_net = any("linear_num_value_heads" in part for part in parts)
+    return [*options, "--dtype", "auto"] if is_gated_delta_net else [*options]
 
 
 def use_every_core() -> None:
@@ -176,14 +199,22 @@ def _parsers() -> tuple[Any, Any, Any]:
     return parser, serve, command
 
 
-def parse_engine(model: str, options: Sequence[str]) -> Any:
-    """The same options as vLLM's ``EngineArgs``; raises EngineError."""
+def parse_profile(model: str, options: Sequence[str]) -> argparse.Namespace:
+    """What the options of an engine without a server parse to; raises EngineError."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="nexus profile"))
     parser.error = _refuse
-    return EngineArgs.from_cli_args(parser.parse_args(["--model", model, *options]))
+    parsed: argparse.Namespace = parser.parse_args(["--model", model, *options])
+    return parsed
+
+
+def parse_engine(model: str, options: Sequence[str]) -> Any:
+    """The same options as vLLM's ``EngineArgs``; raises EngineError."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs.from_cli_args(parse_profile(model, options))
 
 
 def one_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from nexus.runtime.machine import (
     check_data_type,
     check_machine,
     check_model,
+    check_parallel,
     check_software,
     config_hash,
     this_machine,
@@ -34,6 +35,7 @@ from nexus.runtime.vllm.options import (
     quietly,
     use_every_core,
     with_defaults,
+    with_needed_type,
 )
 from nexus.runtime.vllm.trace import ServeTrace
 
@@ -89,16 +91,18 @@ def with_plan(
     """
     machine = this_machine()
     if context is None:
-        config_hash(model)  # says that there is no such model before vLLM does at length
-        return _arguments(model, options, None, machine), None
+        arguments = _arguments(model, options, None, machine)
+        config_hash(model, arguments)  # no such model: said before vLLM says it at length
+        return arguments, None
     plan = read_plan(context.table)
     if plan.partitioner == "mps":
         raise MismatchError(f"{context.table.name} is a plan for MPS: add --partitioner mps")
+    arguments = _arguments(model, options, plan, machine)
     if not force:
         check_machine(plan.machine, machine, context.table.name)
-        check_model(plan.model, model, context.table.name)
+        check_model(plan.model, model, context.table.name, arguments)
+        check_parallel(plan.engine, arguments, context.table.name)
         check_software(plan.provenance.software, context.table.name)
-    arguments = _arguments(model, options, plan, machine)
     _plug_in(arguments, plan, context, machine)
     return arguments, plan
 
@@ -110,7 +114,8 @@ def _arguments(
     if on_cpu:
         use_every_core()
     if plan is None:
-        return parse_serve(model, with_defaults(options, on_cpu))
+        typed = with_needed_type(model, options) if on_cpu else options
+        return parse_serve(model, with_defaults(typed, on_cpu))
     words = with_defaults(options, on_cpu, plan.model, plan.engine, plan.batches)
     return parse_serve(model, words)
 

@@ -1,6 +1,7 @@
 """Profiles on disk: nothing is lost, and whatever is wrong is one line."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +15,7 @@ from nexus.planner.table import read_plan
 from nexus.profiles.documents import dump_document, parse_document
 from nexus.profiles.plain_yaml import PlainYamlError, load
 from nexus.profiles.schema import (
+    PARALLEL_SIZES,
     PROFILE_SCHEMA,
     Engine,
     KernelSample,
@@ -27,6 +29,7 @@ from nexus.profiles.schema import (
     read_profile,
     write_profile,
 )
+from nexus.profiles.shipped import shipped_profiles
 
 text = st.text(max_size=20)
 count = st.integers(1, 1 << 20)
@@ -64,7 +67,10 @@ def profiles(draw: st.DrawFn) -> Profile:
         provenance=Provenance(draw(text), draw(text), draw(st.dictionaries(text, text))),
         machine=Machine("cuda", draw(text), 132, driver=draw(st.none() | text)),
         model=Model(draw(text), draw(text), draw(text), 32, 4096, 32, 8, 128, draw(count)),
-        engine=Engine(draw(count), draw(count), 16, draw(count), draw(st.booleans())),
+        engine=Engine(
+            *(draw(count), draw(count), 16, draw(count), draw(st.booleans())),
+            *(draw(st.sampled_from([1, 2, 8])) for _ in PARALLEL_SIZES),
+        ),
         samples=tuple(draw(st.lists(samples(), max_size=5))),
         kernels=tuple(
             draw(
@@ -94,6 +100,19 @@ def test_writing_and_reading_lose_nothing(profile: Profile) -> None:
     assert again == profile
     assert dump_document(again, PROFILE_SCHEMA) == written
     assert again.hash == profile.hash
+
+
+def test_a_document_says_parallel_sizes_where_there_are_any(tmp_path: Path) -> None:
+    text = dump_document(GOOD, PROFILE_SCHEMA)
+    assert "parallel" not in text
+    two = replace(GOOD, engine=replace(GOOD.engine, tensor_parallel_size=2))
+    assert dump_document(two, PROFILE_SCHEMA) == text.replace(
+        "enforce_eager: false\n", "enforce_eager: false\n  tensor_parallel_size: 2\n"
+    )
+    for path in (*shipped_profiles(), *shipped_profiles("mps")):
+        shipped = read_profile(path)
+        assert set(shipped.engine.parallel.values()) == {1}
+        assert dump_document(shipped, PROFILE_SCHEMA) == path.read_text()
 
 
 @given(st.text())

@@ -1,6 +1,8 @@
 """vLLM's options: the user's win, Nexus's fill in, vLLM's refusals are one line."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from nexus.runtime.vllm.options import (
     spelled,
     value_of,
     with_defaults,
+    with_needed_type,
 )
 from nexus.runtime.vllm.server import serve
 from nexus.terminal import model_and_options
@@ -173,6 +176,32 @@ def test_a_cpu_gets_a_bounded_kv_cache_and_one_process() -> None:
     assert value(options, "--kv-cache-memory-bytes") == str(1 << 30)
     assert value(options, "--distributed-executor-backend") == "uni"
     assert with_defaults([], on_cpu=False) == []
+
+
+def test_a_plan_brings_its_parallel_sizes() -> None:
+    two = replace(ENGINE, tensor_parallel_size=2)
+    for on_cpu in (False, True):
+        words = with_defaults([], on_cpu=on_cpu, model=MODEL, engine=two)
+        parsed = parse_serve("m", words)
+        assert (parsed.tensor_parallel_size, parsed.pipeline_parallel_size) == (2, 1)
+        assert value(words, "--distributed-executor-backend") is None
+        for own in (["-tp", "4"], ["-tp=4"], ["--tensor_parallel_size=4"]):
+            words = with_defaults(own, on_cpu=on_cpu, model=MODEL, engine=two)
+            assert parse_serve("m", words).tensor_parallel_size == 4
+    assert "--tensor-parallel-size" not in with_defaults([], on_cpu=True, engine=ENGINE)
+
+
+def test_a_model_that_a_cpu_computes_in_bfloat16_alone_keeps_its_type(tmp_path: Path) -> None:
+    for name, config, typed in (
+        ("plain", {"n_layer": 2}, []),
+        ("gated", {"linear_num_value_heads": 2}, ["--dtype", "auto"]),
+        ("nested", {"text_config": {"linear_num_value_heads": 2}}, ["--dtype", "auto"]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        assert with_needed_type(str(tmp_path / name), ["-x"]) == ["-x", *typed]
+        told = ["--dtype=float32"]
+        assert with_needed_type(str(tmp_path / name), told) == told
 
 
 def test_refusals_name_the_option() -> None:
