@@ -17,7 +17,7 @@ import torch
 
 from nexus.errors import PartitionError
 from nexus.profiler.kernels import KernelRecorder, kernel_samples
-from nexus.profiler.measure import percentile
+from nexus.profiler.measure import all_ranks, percentile
 from nexus.profiler.nvml import GpuCondition
 from nexus.profiler.points import BATCHES, Point
 from nexus.profiler.steps import StepDriver
@@ -86,6 +86,8 @@ class Meter:
             MixedGraphs(runner, mixed)  # steps of both phases as `nexus serve` runs them
         whole = self.contexts.alone(self.contexts.total_sms)
         self._lane = PrefillLane(runner, whole.prefill)
+        # The lane is for one rank; on several a prompt's chunk is a whole step of vLLM's.
+        self._has_lane = worker.vllm_config.parallel_config.world_size == 1
         self._decode = DecodeLane(runner)
         self._graphs: dict[int, Any] = {}
         self._sizes = _graph_sizes(worker.vllm_config)
@@ -150,7 +152,7 @@ class Meter:
         with self._on(point, lanes, graphs):
             events = [launch() for _ in range(1 + self._ahead)]
             start = time.perf_counter()
-            while len(events) < WARM_UP + MIN_REPEATS or (
+            while len(events) < WARM_UP + MIN_REPEATS or all_ranks(
                 time.perf_counter() - start < SOLO_SECONDS and len(events) < MAX_REPEATS
             ):
                 events.append(launch())
@@ -212,7 +214,7 @@ class Meter:
     def _launcher(self, point: Point, lanes: Lanes) -> Callable[[], torch.cuda.Event]:
         """What launches one solo or fused step of ``point`` and returns its end."""
         self._steps.begin(point.decode_batch, point.decode_context, MAX_REPEATS + WARM_UP)
-        if point.mode == "prefill":
+        if self._on_lane(point):
             row = self._row(point)
             self._move_lane(lanes, point.chunk)
 
@@ -258,7 +260,10 @@ class Meter:
         return lanes
 
     def _stream(self, point: Point, lanes: Lanes) -> torch.cuda.Stream:
-        return lanes.prefill if point.mode == "prefill" else lanes.decode
+        return lanes.prefill if self._on_lane(point) else lanes.decode
+
+    def _on_lane(self, point: Point) -> bool:
+        return point.mode == "prefill" and self._has_lane
 
     def _on(self, point: Point, lanes: Lanes, graphs: Any = None) -> Any:
         """Run vLLM's steps where ``point`` decodes, with ``graphs`` or that partition's."""

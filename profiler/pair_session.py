@@ -26,7 +26,7 @@ from nexus.profiler.pair_points import (
 from nexus.profiler.pair_process import Confined, Crew, EngineProcess, PointError
 from nexus.profiler.pair_wire import Setup, Times
 from nexus.profiler.points import Grid, Limits, Point
-from nexus.profiler.session import check_origin, only, resumed
+from nexus.profiler.session import Origin, check_measured, check_origin, only, resumed
 from nexus.profiles.outputs import check_writable
 from nexus.profiles.schema import (
     Engine,
@@ -38,10 +38,10 @@ from nexus.profiles.schema import (
     read_profile,
     write_profile,
 )
-from nexus.runtime.machine import config_hash, seen_apart, software, this_machine
+from nexus.runtime.machine import seen_apart, software, this_machine
 from nexus.runtime.mps.daemon import MpsDaemon
 from nexus.runtime.scratch import scratch_folder
-from nexus.runtime.vllm.options import files_of
+from nexus.runtime.vllm.options import files_of, with_needed_type
 
 _NEEDED = 4  # points of each pair that are measured however long it takes
 # MPS's word for a client whose kernels give way to others', as an overlap's prefill does.
@@ -74,7 +74,8 @@ class PairSession:
 
         What is needed most is measured however long it takes, and starting engines does
         not count. ``progress(done, total, sample)`` is called after each point, when the
-        sample is already on disk. Raises EngineError when an engine ends.
+        sample is already on disk. Raises EngineError when an engine ends,
+        or nothing could be measured.
         """
         for index, each in enumerate(self._rounds):
             if not any(map(self._missing, self._points(each))):
@@ -91,6 +92,7 @@ class PairSession:
                 grid = self.grid().points
                 done = len(grid) - len(self._missing(grid))
                 progress(done, len(grid), self.profile.samples[-1])
+            check_measured(self.profile)
 
     def _assemble(self, each: Round) -> Engines:
         engines = self._crew.assemble(each.stations)
@@ -192,12 +194,13 @@ def open_pair_session(
     when MPS cannot work here, EngineError when vLLM cannot start.
     """
     check_writable(path, *files_of(model, options))
-    fingerprint = config_hash(model)
     before = read_profile(path) if path.is_file() and not fresh else None
     machine = seen_apart(this_machine)
+    origin = Origin.of(model, options, machine, "mps")
     if before is not None:
-        check_origin(before, machine, fingerprint, path, "mps")
+        check_origin(before, origin, path)
     on_cpu = machine.device == "cpu"
+    typed = with_needed_type(model, options) if on_cpu else options
     rounds = core_rounds(machine.sms) if on_cpu else gpu_rounds(machine.sms)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder("nexus-pairs-"))
@@ -205,7 +208,7 @@ def open_pair_session(
 
         def set_up(station: Station, slot: int) -> Setup:
             cache = None if on_cpu else str(folder / f"cache-{slot}")
-            return Setup(station.role, model, tuple(options), on_cpu, cache)
+            return Setup(station.role, model, tuple(typed), on_cpu, cache)
 
         crew = stack.enter_context(
             Crew(lambda station: _confined(station, machine, daemon), set_up, folder)
@@ -214,7 +217,7 @@ def open_pair_session(
         profile = Profile(
             provenance=Provenance(created=created, command=command, software=software()),
             machine=machine,
-            model=only(Model, facts[0], name=model, config_hash=fingerprint),
+            model=only(Model, facts[0], name=model, config_hash=origin.fingerprint),
             engine=_both(*(only(Engine, facts[index]) for index in (0, -1))),
             samples=(),
             partitioner="mps",

@@ -74,6 +74,15 @@ class Grid:
         """All of them, most needed first."""
         return self.coarse + self.finer
 
+    def on_whole(self, sms: int) -> "Grid":
+        """Those of its points that are one step on all ``sms`` of the device."""
+
+        def kept(points: tuple[Point, ...]) -> tuple[Point, ...]:
+            solo = [point for point in points if point.mode not in ("split", "overlap")]
+            return tuple(p for p in solo if max(p.prefill_sms, p.decode_sms) == sms)
+
+        return Grid(kept(self.coarse), kept(self.finer))
+
 
 @dataclass(frozen=True)
 class Sides:

@@ -9,9 +9,9 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from nexus.profiler.clocks import other_clock
 from nexus.profiler.points import (
     Grid,
     Limits,
+    Point,
     core_points,
     gpu_points,
     kernel_points,
     stock_points,
 )
+from nexus.profiler.worker import reason
 from nexus.profiles.outputs import check_writable
 from nexus.profiles.schema import (
+    PARALLEL_SIZES,
     Engine,
     KernelSample,
     Machine,
@@ -46,13 +49,19 @@ from nexus.runtime.vllm.options import (
     given,
     one_line,
     parse_engine,
+    parse_profile,
     use_every_core,
     with_defaults,
+    with_needed_type,
 )
 
 WORKER_EXTENSION = "nexus.profiler.worker.ProfilerExtension"
 CPU_MAX_CHUNK = 512
 CPU_MAX_BATCH = 32
+_GIVE_UP_AFTER = 5  # points that fail, where none has succeeded
+_SAYS_ITSELF = (ValueError, TypeError, OSError, RuntimeError, NotImplementedError)
+
+log = logging.getLogger("nexus")
 
 
 class Session:
@@ -63,22 +72,29 @@ class Session:
         self._engine = engine
         self.profile = profile
         self._path = path
+        self._has_one_rank = max(profile.engine.parallel.values()) == 1
         self._sizes: list[int] = self._call("nexus_sizes")
 
     def grid(self) -> Grid:
-        """Every point of this machine's grid, measured or not."""
-        limits = self._limits()
+        """Every point of this machine's grid, measured or not.
+
+        With several ranks, only steps on whole devices.
+        """
+        limits, total = self._limits(), self.profile.machine.sms
         if self.profile.machine.device == "cpu":
-            return core_points(self.profile.machine.sms, limits, CPU_MAX_CHUNK, CPU_MAX_BATCH)
-        return gpu_points(self._sizes, [(p, d) for p, d in self._call("nexus_pairs")], limits)
+            grid = core_points(total, limits, CPU_MAX_CHUNK, CPU_MAX_BATCH)
+        else:
+            grid = gpu_points(self._sizes, [(p, d) for p, d in self._call("nexus_pairs")], limits)
+        return grid if self._has_one_rank else grid.on_whole(total)
 
     def measure(self, minutes: float, progress: Callable[[int, int, Sample], None]) -> None:
         """Measure what is missing until it is predicted well or ``minutes`` are over.
 
         What a plan cannot do without is measured however long it takes.
         The coarse grid comes first, then the points of those curves that are predicted
-        worst, then stock vLLM's steps and kernels. ``progress(done, total, sample)`` is called after each point,
-        when the sample is already on disk.
+        worst, then stock vLLM's steps and kernels. ``progress(done, total, sample)`` is called
+        after each point, when the sample is already on disk. Raises EngineError when nothing
+        could be measured.
         """
         deadline = time.monotonic() + minutes * 60
         known = {sample.key for sample in self.profile.samples if sample.error is None}
@@ -87,7 +103,7 @@ class Session:
         finer = [point for point in grid.finer if point.key not in known]
         total = len(grid.points)
         done = total - len(coarse) - len(finer)
-        worst_first = WorstFirst()
+        tried, worst_first = 0, WorstFirst()
         while (coarse or finer) and (
             time.monotonic() < deadline or (coarse and not self._can_be_planned())
         ):
@@ -96,11 +112,15 @@ class Session:
                 break
             if point in finer:
                 finer.remove(point)
-            sample = Sample(**self._call("nexus_measure", asdict(point)))
+            sample = self._sample(point)
             worst_first.saw(self.profile, sample)
             self._keep(sample)
             done += 1
             progress(done, total, sample)
+            tried += 1
+            if tried == _GIVE_UP_AFTER and not self.profile.measured:
+                break
+        check_measured(self.profile)
         self._measure_again(deadline)
         self._measure_stock()
         self._measure_kernels()
@@ -123,7 +143,7 @@ class Session:
             point = points.get(sample.key)
             if point is None:  # of an older grid
                 continue
-            again = Sample(**self._call("nexus_measure", asdict(point)))
+            again = self._sample(point)
             if again.error is None:
                 self._keep(again)
 
@@ -141,9 +161,10 @@ class Session:
         """Kernel times by class; last, because CUPTI slows down what runs after it."""
         if self.profile.machine.device == "cpu" or self.profile.kernels:
             return
+        sizes = self._sizes if self._has_one_rank else self._sizes[-1:]
         kernels = [
             KernelSample(**raw)
-            for point in kernel_points(self._sizes, self._limits())
+            for point in kernel_points(sizes, self._limits())
             for raw in self._call("nexus_kernels", asdict(point))
         ]
         self.profile = replace(self.profile, kernels=tuple(kernels))
@@ -152,14 +173,28 @@ class Session:
     def _limits(self) -> Limits:
         return Limits.of(self.profile.engine, self.profile.model.max_model_len)
 
+    def _sample(self, point: Point) -> Sample:
+        answers = self._engine.collective_rpc("nexus_measure", args=(asdict(point),))
+        return slowest([Sample(**answer) for answer in answers])
+
     def _call(self, method: str, *arguments: Any) -> Any:
-        (result,) = self._engine.collective_rpc(method, args=arguments)
-        return result
+        """What the first rank answers."""
+        return self._engine.collective_rpc(method, args=arguments)[0]
 
     def _keep(self, sample: Sample) -> None:
         others = [old for old in self.profile.samples if old.key != sample.key]
         self.profile = replace(self.profile, samples=(*others, sample))
         write_profile(self._path, self.profile)
+
+
+def slowest(samples: Sequence[Sample]) -> Sample:
+    """Of each rank's sample of one point, that of the slowest, with the spread of all of them."""
+    failed = [sample for sample in samples if sample.error is not None]
+    if failed or len(samples) == 1:
+        return [*failed, *samples][0]
+    times = [sample.decode_ms or sample.prefill_ms or 0.0 for sample in samples]
+    last = samples[times.index(max(times))]
+    return replace(last, rank_spread_ms=round(max(times) - min(times), 4))
 
 
 @contextmanager
@@ -173,25 +208,42 @@ def open_session(
     """
     check_writable(path, *files_of(model, options))
     machine = this_machine()
-    fingerprint = config_hash(model)
     before = read_profile(path) if path.is_file() and not fresh else None
+    origin = Origin.of(model, options, machine)
     if before is not None:
-        check_origin(before, machine, fingerprint, path)
-    engine = start_engine(model, options, machine.device == "cpu")
+        check_origin(before, origin, path)
+    on_cpu = machine.device == "cpu"
+    typed = with_needed_type(model, options) if on_cpu else options
+    engine = start_engine(model, typed, on_cpu)
     try:
-        (facts,) = engine.collective_rpc("nexus_describe")
-        profile = Profile(
-            provenance=Provenance(created=created, command=command, software=software()),
-            machine=machine,
-            model=only(Model, facts, name=model, config_hash=fingerprint),
-            engine=only(Engine, facts),
-            samples=(),
-        )
-        if before is not None:
-            profile = resumed(before, profile, path)
-        yield Session(engine, profile, path)
+        with in_one_line():
+            facts, *_ = engine.collective_rpc("nexus_describe")
+            profile = Profile(
+                provenance=Provenance(created=created, command=command, software=software()),
+                machine=machine,
+                model=only(Model, facts, name=model, config_hash=origin.fingerprint),
+                engine=only(Engine, facts),
+                samples=(),
+            )
+            if before is not None:
+                profile = resumed(before, profile, path)
+            session = Session(engine, profile, path)
+        yield session
     finally:
         engine.engine_core.shutdown()
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Whatever vLLM raises inside the block becomes an EngineError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        log.debug("vLLM did not start", exc_info=True)
+        told = one_line(error) if isinstance(error, _SAYS_ITSELF) else reason(error)
+        raise EngineError(f"vLLM: {told}") from error
 
 
 def start_engine(
@@ -204,18 +256,15 @@ def start_engine(
         use_every_core()
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    roomy = _with_room(options, on_cpu)
     # With graphs of all the steps that `nexus serve` has them for.
-    arguments = parse_engine(model, with_defaults(roomy, on_cpu, batches=[MOST_MIXED_TOKENS]))
-    if arguments.worker_extension_cls:
-        raise EngineError("--worker-extension-cls is taken by the profiler")
-    arguments.worker_extension_cls = extension
-    arguments.use_tqdm_on_load = False
-    try:
+    words = with_defaults(_with_room(options, on_cpu), on_cpu, batches=[MOST_MIXED_TOKENS])
+    with in_one_line():
+        arguments = parse_engine(model, words)
+        if arguments.worker_extension_cls:
+            raise EngineError("--worker-extension-cls is taken by the profiler")
+        arguments.worker_extension_cls = extension
+        arguments.use_tqdm_on_load = False
         return LLMEngine.from_engine_args(arguments)
-    except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
-        logging.getLogger("nexus").debug("vLLM did not start", exc_info=True)
-        raise EngineError(f"vLLM: {one_line(error)}") from error
 
 
 def _with_room(options: Sequence[str], on_cpu: bool) -> list[str]:
@@ -242,37 +291,82 @@ def only(kind: Any, facts: dict[str, Any], **more: str) -> Any:
     return kind(**{name: value for name, value in facts.items() if name in names}, **more)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What can be told of a profile before an engine starts: whose steps it times, and where."""
+
+    machine: Machine
+    fingerprint: str
+    parallel: Mapping[str, int]
+    partitioner: PartitionerName = "green"
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        options: Sequence[str],
+        machine: Machine,
+        partitioner: PartitionerName = "green",
+    ) -> "Origin":
+        """Of a profile that ``options`` of vLLM ask for; raises EngineError."""
+        parsed = parse_profile(model, options)
+        parallel = {name: getattr(parsed, name, 1) for name in PARALLEL_SIZES}
+        if parsed.data_parallel_size > 1:
+            raise EngineError(
+                "each engine has a profile of its own: leave --data-parallel-size out"
+            )
+        if parallel["pipeline_parallel_size"] > 1:
+            raise EngineError(
+                "no profile under --pipeline-parallel-size above 1: its stages work on several"
+                " steps at once"
+            )
+        if partitioner == "mps" and max(parallel.values()) > 1:
+            raise EngineError("--partitioner mps shares one GPU: no parallel size above 1")
+        return cls(machine, config_hash(model, parsed), parallel, partitioner)
+
+
 def resumed(before: Profile, fresh: Profile, path: Path) -> Profile:
     """``fresh`` with what ``before`` holds; raises MismatchError when it is of something else."""
-    check_origin(before, fresh.machine, fresh.model.config_hash, path, fresh.partitioner)
-    for name in ("model", "engine"):
-        old, new = getattr(before, name), getattr(fresh, name)
-        if name == "model":
-            old, new = replace(old, name=new.name), new
-        if old != new:
+    old, new = before.engine, fresh.engine
+    pairs = {
+        "machine": (before.machine, fresh.machine),
+        "partitioner": (before.partitioner, fresh.partitioner),
+        "model": (replace(before.model, name=fresh.model.name), fresh.model),
+        # How much memory is free differs a little at each start, and no step's time with it.
+        "engine": (replace(old, kv_tokens=new.kv_tokens), new),
+    }
+    for name, (there, here) in pairs.items():
+        if there != here:
             raise MismatchError(f"{path} holds a profile of another {name} (--force to replace it)")
     return replace(fresh, samples=before.samples, kernels=before.kernels, stock=before.stock)
 
 
-def check_origin(
-    before: Profile,
-    machine: Machine,
-    fingerprint: str,
-    path: Path,
-    partitioner: PartitionerName = "green",
-) -> None:
-    """What can be told before an engine starts: raise UserError when the profile ``before`` is
-    of another machine, partitioner, other software, or a model whose ``config_hash`` is not
-    ``fingerprint``.
-    """
+def check_origin(before: Profile, origin: Origin, path: Path) -> None:
+    """Raise UserError when the profile ``before`` is of another origin, or other software."""
     found = {
         "machine": before.machine,
         "model": before.model.config_hash,
         "partitioner": before.partitioner,
+        **before.engine.parallel,
     }
-    wanted = {"machine": machine, "model": fingerprint, "partitioner": partitioner}
+    wanted = {
+        "machine": origin.machine,
+        "model": origin.fingerprint,
+        "partitioner": origin.partitioner,
+        **origin.parallel,
+    }
     for name, here in wanted.items():
         if found[name] != here:
-            raise MismatchError(f"{path} holds a profile of another {name} (--force to replace it)")
+            kind = name.replace("_", "-")
+            raise MismatchError(f"{path} holds a profile of another {kind} (--force to replace it)")
     if before.provenance.software != software():
         raise UserError(f"{path} was measured with other software (--force to replace it)")
+
+
+def check_measured(profile: Profile) -> None:
+    """Raise EngineError, with the first reason, when no point of ``profile`` was measured."""
+    if profile.measured:
+        return
+    errors = [sample.error for sample in profile.samples if sample.error is not None]
+    why = errors[0] if errors else "no point is within the engine's limits"
+    raise EngineError(f"nothing could be measured: {why}")

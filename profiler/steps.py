@@ -15,6 +15,8 @@ from typing import Any
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 
+_NULL_BLOCK = 0  # vLLM keeps it for padding, and for what a sliding window has left behind
+
 
 @dataclass
 class _Sequence:
@@ -33,12 +35,18 @@ class StepDriver:
         """``worker`` is a vLLM worker after start-up, with no request of its own."""
         self._worker = worker
         config = worker.model_runner.kv_cache_config
-        self._block_sizes = [group.kv_cache_spec.block_size for group in config.kv_cache_groups]
+        parallel = worker.vllm_config.parallel_config
+        ranks = parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size
+        # Of each KV cache group: its kind, and the tokens that a block is for, on all ranks.
+        self._groups = [
+            (group.kv_cache_spec, ranks * int(group.kv_cache_spec.block_size))
+            for group in config.kv_cache_groups
+        ]
         self._num_blocks = int(config.num_blocks)
         vocabulary = int(worker.model_config.get_vocab_size())
         longest = int(worker.model_config.max_model_len)
         self._prompt = [(7 * position + 11) % vocabulary for position in range(longest)]
-        self._next_block = 1  # vLLM keeps block 0 for padding
+        self._next_block = _NULL_BLOCK + 1
         self._names = (f"nexus-{number}" for number in itertools.count())
         self._decodes: list[_Sequence] = []
         self._stale: set[str] = set()
@@ -50,7 +58,7 @@ class StepDriver:
         cannot hold them.
         """
         self._stale |= {sequence.req_id for sequence in self._decodes}
-        self._next_block = 1
+        self._next_block = _NULL_BLOCK + 1
         self._decodes = [
             self._sequence(decode_context, decode_context + steps + 1) for _ in range(decode_batch)
         ]
@@ -60,11 +68,16 @@ class StepDriver:
 
         Returns when the step's tokens are sampled and on the host.
         """
-        mark = self._next_block
+        mark, stale = self._next_block, self._stale
         prefill = [self._sequence(prefill_context, prefill_context + chunk)] if chunk else []
-        self._execute(self._step(prefill, chunk))
-        self._next_block = mark
-        self._stale |= {sequence.req_id for sequence in prefill}
+        try:
+            self._execute(self._step(prefill, chunk))
+        except Exception:
+            self._stale |= stale  # a step that failed may not have forgotten them
+            raise
+        finally:
+            self._next_block = mark
+            self._stale |= {sequence.req_id for sequence in prefill}
 
     def end(self) -> None:
         """Make the worker forget every request that the driver made up."""
@@ -75,11 +88,13 @@ class StepDriver:
 
     def _sequence(self, computed: int, total: int) -> _Sequence:
         blocks = []
-        for size in self._block_sizes:
-            count = -(-total // size)
+        for spec, size in self._groups:
+            unseen = _tokens_out_of_window(spec, computed) // size
+            count = -(-total // size) - unseen
             if self._next_block + count > self._num_blocks:
                 raise MemoryError("the KV cache is too small for this point")
-            blocks.append(list(range(self._next_block, self._next_block + count)))
+            used = range(self._next_block, self._next_block + count)
+            blocks.append([_NULL_BLOCK] * unseen + list(used))
             self._next_block += count
         return _Sequence(next(self._names), tuple(blocks), computed)
 
@@ -124,6 +139,12 @@ class StepDriver:
             output = self._worker.sample_tokens(None)
         if hasattr(output, "get_output"):  # asynchronous scheduling: wait for the tokens
             output.get_output()
+
+
+def _tokens_out_of_window(spec: Any, computed: int) -> int:
+    """How many tokens of a sequence no token after its first ``computed`` sees any more."""
+    window = getattr(spec, "sliding_window", None)
+    return max(0, computed - window + 1) if window else 0
 
 
 def _scheduler_output(

@@ -5,8 +5,10 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-from nexus.errors import UserError
 from nexus.profiler.points import Point
+from nexus.profiles.schema import PARALLEL_SIZES
+
+log = logging.getLogger("nexus")
 
 
 class ProfilerExtension:
@@ -17,24 +19,32 @@ class ProfilerExtension:
     """
 
     def nexus_describe(self: Any) -> dict[str, Any]:
-        """The model's shape and the engine's limits, as plain values."""
+        """The whole model's shape and the engine's limits, as plain values."""
+        from vllm.config import ParallelConfig
+        from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity
+
         config = self.vllm_config
-        model, cache = config.model_config, config.cache_config
-        kv_config = self.model_runner.kv_cache_config
-        block_size = kv_config.kv_cache_groups[0].kv_cache_spec.block_size
+        model, parallel, scheduler = (
+            config.model_config,
+            config.parallel_config,
+            config.scheduler_config,
+        )
+        kv_config, whole = self.model_runner.kv_cache_config, ParallelConfig()
+        kv_tokens, _ = get_kv_cache_capacity(config, kv_config)
         return {
-            "num_layers": model.get_num_layers(config.parallel_config),
+            "num_layers": model.get_num_layers(whole),
             "hidden_size": model.get_hidden_size(),
-            "num_heads": model.get_num_attention_heads(config.parallel_config),
-            "num_kv_heads": model.get_num_kv_heads(config.parallel_config),
+            "num_heads": model.get_num_attention_heads(whole),
+            "num_kv_heads": model.get_num_kv_heads(whole),
             "head_size": model.get_head_size(),
             "dtype": str(model.dtype).removeprefix("torch."),
             "max_model_len": model.max_model_len,
-            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
-            "max_num_seqs": config.scheduler_config.max_num_seqs,
-            "block_size": block_size,
-            "kv_tokens": (cache.num_gpu_blocks - 1) * block_size,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+            "max_num_seqs": scheduler.max_num_seqs,
+            "block_size": min(g.kv_cache_spec.block_size for g in kv_config.kv_cache_groups),
+            "kv_tokens": kv_tokens,
             "enforce_eager": bool(model.enforce_eager),
+            **{name: getattr(parallel, name, 1) for name in PARALLEL_SIZES},
         }
 
     def nexus_measure(self: Any, point: dict[str, Any], way: str = "measure") -> dict[str, Any]:
@@ -45,15 +55,16 @@ class ProfilerExtension:
         wanted = Point(**point)
         try:
             return asdict(getattr(meter_of(self), way)(wanted))
-        except (MemoryError, RuntimeError, AssertionError, UserError) as error:
+        except Exception as error:
+            log.debug("a point failed", exc_info=True)
             return asdict(wanted.sample(error=reason(error)))
 
     def nexus_kernels(self: Any, point: dict[str, Any]) -> list[dict[str, Any]]:
         """Kernel times by class at one solo point; none where CUPTI cannot tell."""
         try:
             return [asdict(sample) for sample in meter_of(self).kernels(Point(**point))]
-        except (MemoryError, RuntimeError, AssertionError, UserError) as error:
-            logging.getLogger("nexus").warning("no kernel times: %s", reason(error))
+        except Exception as error:  # noqa: BLE001  as above
+            log.warning("no kernel times: %s", reason(error))
             return []
 
     def nexus_sizes(self: Any) -> list[int]:
