@@ -49,7 +49,7 @@ def given(options: Sequence[str], *names: str) -> bool:
 def value_of(options: Sequence[str], name: str) -> str | None:
     """What an option is given as, None where it is not; of several the last, as to vLLM."""
     found = None
-    for option, following in zip(options, (*options[1:], ""), strict=True):
+    for option, following in zip(options, [*options, ""][1:], strict=True):
         if spelled(option) == name:
             _, mark, value = option.partition("=")
             found = value if mark else following
