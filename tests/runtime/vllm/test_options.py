@@ -200,6 +200,7 @@ def test_a_model_that_a_cpu_computes_in_bfloat16_alone_keeps_its_type(tmp_path: 
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         assert with_needed_type(str(tmp_path / name), ["-x"]) == ["-x", *typed]
+        assert with_needed_type(str(tmp_path / name), []) == typed
         told = ["--dtype=float32"]
         assert with_needed_type(str(tmp_path / name), told) == told
 
