@@ -41,6 +41,7 @@ from nexus.runtime.vllm.options import (
     use_every_core,
     with_defaults,
 )
+from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 
 WORKER_EXTENSION = "nexus.profiler.worker.ProfilerExtension"
 CPU_MAX_CHUNK = 512
@@ -183,6 +184,7 @@ def start_engine(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if on_cpu:
         use_every_core()
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
 
     roomy = _with_room(options, on_cpu)
@@ -192,8 +194,11 @@ def start_engine(
         raise EngineError("--worker-extension-cls is taken by the profiler")
     arguments.worker_extension_cls = extension
     arguments.use_tqdm_on_load = False
+    told = arguments.enable_chunked_prefill is False
     try:
-        return LLMEngine.from_engine_args(arguments)
+        config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        refuse_whole_prompts(config, told=told)
+        return LLMEngine.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
     except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
         logging.getLogger("nexus").debug("vLLM did not start", exc_info=True)
         raise EngineError(f"vLLM: {one_line(error)}") from error

@@ -30,6 +30,7 @@ from nexus.runtime.vllm.lane_options import (
 )
 from nexus.runtime.vllm.options import one_line, parse_serve, use_every_core, with_defaults
 from nexus.runtime.vllm.trace import ServeTrace
+from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 
 SCHEDULERS = "nexus.runtime.vllm.scheduler"
 
@@ -162,7 +163,6 @@ def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool)
         return
     if not force:
         check_data_type(plan.model, str(config.model_config.dtype), "the plan")
-    if not config.scheduler_config.enable_chunked_prefill:
-        raise EngineError("--no-enable-chunked-prefill cannot be combined with --table")
+    refuse_whole_prompts(config, told=arguments.enable_chunked_prefill is False)
     if lane_modes(plan):
         refuse_unservable(config, plan)
