@@ -54,6 +54,7 @@ from nexus.runtime.vllm.options import (
     with_defaults,
     with_needed_type,
 )
+from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 
 WORKER_EXTENSION = "nexus.profiler.worker.ProfilerExtension"
 CPU_MAX_CHUNK = 512
@@ -254,6 +255,7 @@ def start_engine(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if on_cpu:
         use_every_core()
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
 
     # With graphs of all the steps that `nexus serve` has them for.
@@ -264,7 +266,10 @@ def start_engine(
             raise EngineError("--worker-extension-cls is taken by the profiler")
         arguments.worker_extension_cls = extension
         arguments.use_tqdm_on_load = False
-        return LLMEngine.from_engine_args(arguments)
+        told = arguments.enable_chunked_prefill is False
+        config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        refuse_whole_prompts(config, told=told)
+        return LLMEngine.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
 
 
 def _with_room(options: Sequence[str], on_cpu: bool) -> list[str]:

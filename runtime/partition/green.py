@@ -8,13 +8,14 @@ A device-wide ``torch.cuda.synchronize`` may return before such a stream is done
 for an event or for the stream.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from nexus.errors import PartitionError
+from nexus.planner.table import Mode
 from nexus.runtime.partition.base import Partition, group_for, group_of_split, group_sizes
 
 FINE_STEP = 2
@@ -148,6 +149,27 @@ class GreenContexts:
         from cuda.core import StreamOptions
 
         return self._device.create_stream(options=StreamOptions(priority=priority))
+
+
+def lanes_of(contexts: GreenContexts, mode: Mode) -> Lanes:
+    """The partition of a split or overlap; raises PartitionError if the driver gives other SMs."""
+    if mode.mode == "overlap":
+        lanes = contexts.overlap(mode.prefill_sms)
+        wanted = (mode.prefill_sms, contexts.total_sms)
+    else:
+        lanes = contexts.split(mode.prefill_sms, mode.decode_sms)
+        wanted = (mode.prefill_sms, mode.decode_sms)
+    given = (lanes.partition.prefill_sms, lanes.partition.decode_sms)
+    if given != wanted:
+        raise PartitionError(f"{mode.name}: the driver gives {given[0]} + {given[1]} SMs")
+    return lanes
+
+
+def check_partitions(modes: Iterable[Mode]) -> None:
+    """Raise PartitionError for a split or overlap that the driver does not give; opens the GPU."""
+    contexts = GreenContexts()
+    for mode in modes:
+        lanes_of(contexts, mode)
 
 
 def _open_device(index: int) -> Any:

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from vllm.config import set_current_vllm_config
 from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
-from vllm.v1.kv_cache_interface import AttentionSpec
 from vllm.v1.worker.utils import prepare_kernel_block_sizes
 
-from nexus.errors import EngineError
+from nexus.runtime.vllm.lane_cache import served_block_size
 from nexus.runtime.vllm.pass_inputs import PassTensors
 from nexus.runtime.vllm.rows import BLOCK_COLUMNS, FlatRows
 
@@ -29,12 +28,14 @@ class LaneAttention:
     def __init__(self, runner: Any) -> None:
         """``runner`` is the worker's model runner, with its KV cache in place.
 
-        Raises EngineError for a KV cache that is not of attention.
+        Raises EngineError for a KV cache that no lane serves.
         """
         self._config = runner.vllm_config
         self._groups = own_groups(runner)
         self._layers = [list(group.layer_names) for group in _cache_groups(runner)]
-        self.block_sizes = [_attention_block_size(group) for group in _cache_groups(runner)]
+        self.block_sizes = [
+            served_block_size(group.kv_cache_spec) for group in _cache_groups(runner)
+        ]
         self.splits = _kernel_blocks_per_block(runner, self.block_sizes)
         self._max_seq_len = int(self._config.model_config.max_model_len)
         self.in_graphs = attention_in_graphs(runner)
@@ -155,13 +156,6 @@ def one_split(groups: Sequence[Sequence[Any]], max_tokens: int) -> None:
 
 def _cache_groups(runner: Any) -> list[Any]:
     return list(runner.kv_cache_config.kv_cache_groups)
-
-
-def _attention_block_size(group: Any) -> int:
-    if not isinstance(group.kv_cache_spec, AttentionSpec):
-        kind = type(group.kv_cache_spec).__name__
-        raise EngineError(f"the prefill lane does not support a KV cache of kind {kind}")
-    return int(group.kv_cache_spec.block_size)
 
 
 def _kernel_blocks_per_block(runner: Any, block_sizes: Sequence[int]) -> list[int]:

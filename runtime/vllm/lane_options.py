@@ -7,6 +7,7 @@ from typing import Any
 from nexus.errors import EngineError
 from nexus.planner.table import Plan
 from nexus.profiles.schema import Machine
+from nexus.runtime.machine import seen_apart
 from nexus.runtime.vllm.unsupported import refuse_unsupported
 
 _WORKERS = "nexus.runtime.vllm.worker"
@@ -37,6 +38,7 @@ def plug_in_lane(arguments: argparse.Namespace, plan: Plan, machine: Machine) ->
         "--worker-cls": arguments.worker_cls != "auto",
         "--kv-offloading-size": getattr(arguments, "kv_offloading_size", None) is not None,
         "--enable-sleep-mode": bool(getattr(arguments, "enable_sleep_mode", False)),
+        "--no-disable-hybrid-kv-cache-manager": arguments.disable_hybrid_kv_cache_manager is False,
     }
     for option, given in taken.items():
         if given:
@@ -48,10 +50,18 @@ def plug_in_lane(arguments: argparse.Namespace, plan: Plan, machine: Machine) ->
 
 
 def refuse_unservable(config: Any, plan: Plan) -> None:
-    """Raise EngineError where vLLM's whole configuration leaves the lane no way to serve."""
+    """Raise EngineError where vLLM's whole configuration leaves the lane no way to serve.
+
+    And PartitionError where the driver has other partitions than the plan names.
+    """
+    on_gpu = config.device_config.device_type == "cuda"
     try:
         refuse_unsupported(config)
-        if plan.machine.device == "cuda" and not config.use_v2_model_runner:
+        if on_gpu and not config.use_v2_model_runner:
             raise EngineError("the prefill lane does not support vLLM's V1 model runner on a GPU")
     except EngineError as error:
         raise EngineError(f"{error} (the plan has {', '.join(lane_modes(plan))})") from None
+    if on_gpu:
+        from nexus.runtime.partition.green import check_partitions
+
+        seen_apart(check_partitions, [plan.modes[name] for name in lane_modes(plan)])

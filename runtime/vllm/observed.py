@@ -16,6 +16,7 @@ from nexus.runtime.vllm.connector import LaneConnector
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.metrics import SchedulerMetrics
 from nexus.runtime.vllm.trace import FIRST_TOKENS, LEFT_LANE, STEPS, ServeTrace
+from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 from nexus.runtime.vllm.watch import Scheduled, StepWatch
 
 log = init_logger("vllm.nexus")
@@ -38,6 +39,7 @@ class ObservedScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As vLLM calls it."""
         super().__init__(*args, **kwargs)
+        refuse_whole_prompts(self.vllm_config)  # some layers' caches let the engine decide so
         context = ServeContext.of(self.vllm_config)
         self.nexus_plan = read_plan(context.table)
         self.nexus_decision: Decision | None = None

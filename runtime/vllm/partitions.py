@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from nexus.errors import PartitionError
 from nexus.planner.passes import pass_sizes
 from nexus.planner.table import Mode, Plan
-from nexus.runtime.partition.green import GreenContexts, Lanes
+from nexus.runtime.partition.green import GreenContexts, Lanes, lanes_of
 from nexus.runtime.vllm.decode import DecodeLane
 from nexus.runtime.vllm.driver import Launcher
 from nexus.runtime.vllm.foresight import Foresight, TimedPass, TimedStep
@@ -182,16 +181,7 @@ class Partitions(Launcher):
             yield
 
     def _place(self, mode: Mode, plan: Plan, runner: Any) -> _Place:
-        contexts = self._contexts
-        if mode.mode == "overlap":
-            lanes = contexts.overlap(mode.prefill_sms)
-            wanted = (mode.prefill_sms, contexts.total_sms)
-        else:
-            lanes = contexts.split(mode.prefill_sms, mode.decode_sms)
-            wanted = (mode.prefill_sms, mode.decode_sms)
-        given = (lanes.partition.prefill_sms, lanes.partition.decode_sms)
-        if given != wanted:
-            raise PartitionError(f"{mode.name}: the driver gives {given[0]} + {given[1]} SMs")
+        lanes = lanes_of(self._contexts, mode)
         if mode.mode == "overlap":
             return _Place(lanes, None, 0)
         return _Place(lanes, *self._captured(mode, plan, lanes, runner))

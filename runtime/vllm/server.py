@@ -38,6 +38,7 @@ from nexus.runtime.vllm.options import (
     with_needed_type,
 )
 from nexus.runtime.vllm.trace import ServeTrace
+from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 
 SCHEDULERS = "nexus.runtime.vllm.scheduler"
 
@@ -169,7 +170,6 @@ def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool)
         return
     if not force:
         check_data_type(plan.model, str(config.model_config.dtype), "the plan")
-    if not config.scheduler_config.enable_chunked_prefill:
-        raise EngineError("--no-enable-chunked-prefill cannot be combined with --table")
+    refuse_whole_prompts(config, told=arguments.enable_chunked_prefill is False)
     if lane_modes(plan):
         refuse_unservable(config, plan)

@@ -1,12 +1,15 @@
 """vLLM's worker with graphs for the plan's batches, and with a prefill lane beside its steps."""
 
 import gc
+import os
 import time
 from functools import cached_property
 from typing import Any
 
+from vllm.config import get_layers_from_vllm_config
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 from vllm.logger import init_logger
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -16,6 +19,7 @@ from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.driver import LaneDriver
 from nexus.runtime.vllm.graph_sizes import mixed_sizes
 from nexus.runtime.vllm.lane import PrefillLane
+from nexus.runtime.vllm.lane_cache import whole_cache
 from nexus.runtime.vllm.trace import ServeTrace
 from nexus.runtime.vllm.turns import TakingTurns
 
@@ -63,6 +67,18 @@ class LaneWorker(PlannedWorker):
 
     _nexus_driver: LaneDriver | None = None
     _nexus_lanes: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As vLLM calls it."""
+        # Where layers with a window share a KV cache group with others, vLLM's CPU kernel
+        # counts attention sinks too often once it splits a row's keys among cores.
+        os.environ["VLLM_CPU_ATTN_SPLIT_KV"] = "0"
+        super().__init__(*args, **kwargs)
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        """As vLLM's, with blocks for every token; raises EngineError for what no lane serves."""
+        layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
+        return whole_cache(super().get_kv_cache_spec(), layers.keys())
 
     def compile_or_warm_up_model(self) -> Any:
         """As vLLM's and the plan's, then the lanes' own."""

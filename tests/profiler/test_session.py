@@ -57,6 +57,20 @@ def test_what_the_user_gives_is_not_overridden(name: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.engine
+def test_an_engine_without_chunked_prefill_is_refused_before_it_starts(
+    open_run: Any, model_of_kind: Any
+) -> None:
+    from nexus.profiler.session import start_engine
+
+    with pytest.raises(EngineError, match=r"which --no-enable-chunked-prefill turns off$"):
+        start_engine(str(open_run.model), ["--no-enable-chunked-prefill"], on_cpu=True)
+    latent = str(model_of_kind("deepseek_v3"))
+    with pytest.raises(EngineError, match="vLLM turns off here, for multi-head latent") as caught:
+        start_engine(latent, ["--attention-backend", "CPU_MLA"], on_cpu=True)  # as without AMX
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.engine
 def test_a_profile_of_something_else_is_refused_before_vllm_starts(
     open_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

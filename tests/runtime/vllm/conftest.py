@@ -32,8 +32,12 @@ MakePlan = Callable[[Sequence[int]], Path]
 
 @pytest.fixture
 def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine:
-    """A context manager: ``open_engine(plan=None, order="deadline", lane=False, **llm_options)``."""
+    """A context manager: ``open_engine(plan=None, order="deadline", lane=False, **llm_options)``.
+
+    Serves ``tiny_model`` unless ``model`` is given.
+    """
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_CPU_ATTN_SPLIT_KV", "1")  # vLLM's default, which a lane changes
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
     @contextmanager
@@ -68,11 +72,13 @@ def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine
             "max_num_seqs": 64,
             "use_tqdm_on_load": False,
         }
-        llm = LLM(model=str(tiny_model), **(defaults | options))
+        llm = None
         try:
+            llm = LLM(**({"model": str(tiny_model)} | defaults | options))
             yield llm
         finally:
-            llm.llm_engine.engine_core.shutdown()
+            if llm is not None:
+                llm.llm_engine.engine_core.shutdown()
             del llm
             cleanup_dist_env_and_memory()
             gc.collect()
