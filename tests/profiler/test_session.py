@@ -196,6 +196,10 @@ def test_kv_tokens_are_what_vllm_says(open_run: Any, tmp_path: Path) -> None:
         assert session._sample(too_full).error == (
             "MemoryError: the KV cache is too small for this point"
         )
+        # Whatever a step raises is its own failure.
+        too_long = replace(full, decode_batch=1, decode_context=4000)
+        assert session._sample(too_long).error.startswith("ValueError: ")
+        assert session._sample(full).error is None
 
 
 def test_the_slowest_rank_decides() -> None:
