@@ -36,10 +36,12 @@ class Passing:
         wanted = self._wanted(prefills[0], chunk)
         left = chunk - sum(wanted)
         first = self._first_ready()
-        whole_items = self._scheduler.scheduler_config.disable_chunked_mm_input
-        if whole_items and any(request.mm_features for request in prefills):
-            yield  # a cap would cut them
-        elif not wanted or first is None or not self._can_be_admitted(first, chunk):
+        if (
+            first is None
+            or not wanted
+            or self._could_cut_an_item(prefills, chunk)
+            or not self._can_be_admitted(first, chunk)
+        ):
             yield
         elif left >= max(wanted):
             with self._each_prompt_capped(left):
@@ -51,6 +53,23 @@ class Passing:
                 yield
             if first.status != RequestStatus.RUNNING:
                 self._not_before_step = self._scheduler.current_step + _STEPS_AFTER_A_REFUSAL
+
+    def _could_cut_an_item(self, prefills: Sequence[Request], chunk: int) -> bool:
+        """Whether items that must stay whole are near: the chunk is sized for the usual order.
+
+        A cap cuts an item, and so does a turn that comes with fewer tokens left than expected.
+        """
+        if not self._scheduler.scheduler_config.disable_chunked_mm_input:
+            return False
+        if any(request.mm_features for request in prefills):
+            return True
+        for request in self._scheduler.waiting:
+            if request.mm_features:
+                return True
+            chunk -= self._cache.tokens_left(request)
+            if chunk <= 0:
+                break
+        return False
 
     def _wanted(self, prefill: Request, chunk: int) -> list[int]:
         """Tokens of the waiting prompts before ``prefill``, until they fill the chunk."""

@@ -8,7 +8,7 @@ restored or recomputed at the next step.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
@@ -52,6 +52,7 @@ class _Planned(ObservedScheduler):
             self.waiting = RankedQueue(ranks)
         if self._lane is not None:
             self._lane.admission.rank = ranks
+        self.nexus_clock: Callable[[], float] = time.time  # that of arrivals
         self._passing = Passing(self, self._prefix_cache)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -65,7 +66,7 @@ class _Planned(ObservedScheduler):
         self.nexus_decision = Decision(state, mode, row)
         if self._ranked:
             self.waiting.have_other_tokens(changed)
-            self.waiting.advance(time.time())  # the clock of arrivals
+            self.waiting.advance(self.nexus_clock())
             self.waiting.arrange(prefills, rate_in_steps(mode, row))
             prefills.sort(key=self.waiting.rank)
         decode_tokens = self._decode_tokens(decodes)
