@@ -54,6 +54,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	PYTHONPATH=.typecheck $(BIN)/lint-imports
 
 # Two at a time: most tests wait for a process or keep one core busy.
 tests: $(INSTALLED)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nexus.benchmarks.compare import DEFAULT, STOCK, Duel, Figure, Ratio, Table, duels
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.results import Cell
-from nexus.runtime.line import ORDERS
+from nexus.core.ranking import ORDERS
 
 PLANS = tuple(f"nexus-{order}-plan" for order in ORDERS)
 GAIN, NEVER_BELOW, TAIL_GAIN, OVERLOAD_GAIN = 1.3, 0.97, 5.0, 5.0

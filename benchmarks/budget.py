@@ -3,7 +3,7 @@
 import time
 from collections import deque
 
-from nexus.errors import NexusError
+from nexus.core.errors import NexusError
 
 _FIRST_START_S = 120.0  # compiles kernels; later ones find them
 _LATER_START_S = 60.0

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nexus.benchmarks.workloads import as_timed_trace, chunk_of
-from nexus.errors import EngineError
-from nexus.planner.workload import Requests
+from nexus.core.errors import EngineError
+from nexus.planner.workload.requests import Requests
 
 _CLIENT = "vllm.benchmarks.serve"
 _GLANCE_S = 0.5

@@ -16,10 +16,11 @@ from nexus.benchmarks.prepared import Preparations
 from nexus.benchmarks.shapes import with_tokenizer
 from nexus.benchmarks.systems import System, number_in, systems_called
 from nexus.benchmarks.workloads import has_prefixes, workload
-from nexus.errors import UserError
-from nexus.planner.table import Plan, read_plan
-from nexus.profiles.outputs import make_folder
-from nexus.profiles.schema import Engine, Model, read_profile
+from nexus.core.errors import UserError
+from nexus.core.machine import Engine, Model
+from nexus.core.outputs import make_folder
+from nexus.core.plan import Plan, read_plan
+from nexus.profiles.schema import read_profile
 from nexus.runtime.vllm.options import given
 
 MAX_MODEL_LEN = 16384  # the longest request of any workload, and then some

@@ -9,7 +9,7 @@ from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.results import Cell
 from nexus.benchmarks.search import Crossing, crossing
 from nexus.benchmarks.systems import SYSTEMS
-from nexus.planner.spread import Spread
+from nexus.core.spread import Spread
 
 STOCK = tuple(name for name, system in SYSTEMS.items() if system.sharing is None)
 DEFAULT = "vllm-default"

@@ -17,8 +17,8 @@ from nexus.benchmarks.compare import (
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.predicted import MEDIAN_WITHIN, TAIL_WITHIN, Pair
 from nexus.benchmarks.results import Cell
-from nexus.planner.goodput import GOOD_SHARE
-from nexus.planner.spread import Spread
+from nexus.core.slo import GOOD_REQUESTS
+from nexus.core.spread import Spread
 
 NOT_RUN = "not run"
 _SET_ANYWAY = ("--max-model-len", "--dtype", "--max-num-seqs", "--max-num-batched-tokens")
@@ -54,7 +54,7 @@ def _preface(tables: Sequence[Table], shown: str) -> str:
         f"prefix caching off. Every system gets the same requests at the same times from vLLM's "
         f"own benchmark client. Times are in milliseconds. TTFT counts from sending; TBT is every "
         f"gap between two tokens; bounds are TTFT / TBT p95 of a request, or TTFT / TPOT. Goodput "
-        f"is the rate, in requests a second, up to which at least {GOOD_SHARE:.0%} of all requests "
+        f"is the rate, in requests a second, up to which at least {GOOD_REQUESTS:.0%} of all requests "
         f"meet both bounds: a measured crossing between two neighbouring rates, interpolated. "
         f"`8 to 16` is a bracket not closed, `≥` and `<` one that was not found; "
         f"ratios then take its worse end. A stock setting with less than half of its requests "

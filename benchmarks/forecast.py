@@ -11,13 +11,13 @@ from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.search import index_of, rate_at
 from nexus.benchmarks.systems import System
 from nexus.benchmarks.workloads import highest_rate, requests_at
-from nexus.planner.goodput import GOOD_SHARE
-from nexus.planner.latency import fit_model
-from nexus.planner.simulate import Run, simulate, stock_system
-from nexus.planner.simulate import System as Imagined
-from nexus.planner.steptimes import StepTimes
-from nexus.planner.table import Plan
-from nexus.profiles.outputs import write_atomically
+from nexus.core.outputs import write_atomically
+from nexus.core.plan import Plan
+from nexus.core.slo import GOOD_REQUESTS
+from nexus.planner.latency.model import fit_model
+from nexus.planner.latency.steptimes import StepTimes
+from nexus.planner.simulator.simulate import Run, simulate, stock_system
+from nexus.planner.simulator.simulate import System as Imagined
 from nexus.profiles.schema import Profile
 
 _LOWEST, _HIGHEST = 0.25, 128.0  # requests per second between which crossings are looked for
@@ -68,7 +68,7 @@ class Forecast:
         while high - low > 1:
             middle = (low + high) // 2
             run = self.run(who, workload, rate_at(middle))
-            if met(run, objective) >= GOOD_SHARE:
+            if met(run, objective) >= GOOD_REQUESTS:
                 low = middle
             else:
                 high = middle

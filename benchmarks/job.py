@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nexus.benchmarks.agenda import Grid
 from nexus.benchmarks.machine import Here
-from nexus.planner.table import Plan
+from nexus.core.plan import Plan
 from nexus.profiles.schema import Profile
 
 

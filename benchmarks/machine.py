@@ -13,8 +13,9 @@ import numpy as np
 
 from nexus import __version__
 from nexus.benchmarks.results import Condition
+from nexus.core.machine import Machine
 from nexus.profiler.nvml import GpuCondition
-from nexus.profiles.schema import Machine, Profile
+from nexus.profiles.schema import Profile
 from nexus.runtime.machine import config_hash, seen_apart, software, this_machine
 
 _EVERY_S = 0.5

@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nexus.errors import UserError
-from nexus.planner.fit import Floats
-from nexus.planner.spread import Spread
-from nexus.planner.table import Bounds
-from nexus.profiles.schema import STRICT
+from nexus.core.arrays import Floats
+from nexus.core.documents import STRICT
+from nexus.core.errors import UserError
+from nexus.core.slo import Bounds
+from nexus.core.spread import Spread
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -11,9 +11,9 @@ from nexus.benchmarks.document import goodput_rows
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.results import Cell, all_cells, whole_of
 from nexus.benchmarks.systems import SYSTEMS
-from nexus.errors import UserError
-from nexus.planner.goodput import GOOD_SHARE
-from nexus.profiles.outputs import check_writable, write_atomically
+from nexus.core.errors import UserError
+from nexus.core.outputs import check_writable, write_atomically
+from nexus.core.slo import GOOD_REQUESTS
 
 # Told apart without colour too: no two systems share a symbol, neighbours share no dash.
 _COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -88,7 +88,7 @@ def _preface(tables: Sequence[Table]) -> str:
         f"<p>{len(cells)} runs from {escape(min(c.created for c in cells))} on; "
         f"{escape(versions)}. Every system gets the same requests at the same times. "
         "TTFT counts from sending, TBT is every gap; "
-        f"goodput is the rate up to which at least {GOOD_SHARE:.0%} of all requests meet both "
+        f"goodput is the rate up to which at least {GOOD_REQUESTS:.0%} of all requests meet both "
         "bounds, interpolated between two measured ones. Bars span the repeats.</p>"
     )
 

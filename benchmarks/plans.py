@@ -18,11 +18,13 @@ from nexus.benchmarks.agenda import Deployment, Grid, deployments
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.systems import SYSTEMS, Sharing
 from nexus.benchmarks.workloads import to_plan_for
-from nexus.errors import UserError
-from nexus.planner.table import Bounds, Plan, read_plan, write_plan
-from nexus.planner.workload import Lengths, Requests
-from nexus.profiles.schema import Profile, Provenance
-from nexus.terminal import now
+from nexus.core.documents import Provenance
+from nexus.core.errors import UserError
+from nexus.core.plan import Plan, read_plan, write_plan
+from nexus.core.slo import Bounds
+from nexus.core.terminal import now
+from nexus.planner.workload.requests import Lengths, Requests
+from nexus.profiles.schema import Profile
 
 Kind = tuple[Sharing, Objective, str]  # what shares, for which bounds, for which workload
 
@@ -155,7 +157,7 @@ def plan_for(
 def _planned(
     profile: Profile, bounds: Bounds, workload: Lengths | Requests, by: Provenance
 ) -> Plan:
-    from nexus.planner.solve import make_plan
+    from nexus.planner.search.solve import make_plan
 
     return make_plan(profile, bounds, workload, command=by.command, created=by.created)
 
@@ -163,7 +165,7 @@ def _planned(
 def _under_mps(
     profile: Profile, bounds: Bounds, workload: Lengths | Requests, by: Provenance
 ) -> Plan:
-    from nexus.planner.static import make_static_plan
+    from nexus.planner.search.static import make_static_plan
 
     command, created = by.command, by.created
     made = make_static_plan(profile, bounds, workload, green=None, command=command, created=created)
@@ -173,14 +175,14 @@ def _under_mps(
 def _static(
     sharing: Sharing, profile: Profile, bounds: Bounds, workload: Lengths | Requests, by: Provenance
 ) -> Plan:
-    from nexus.planner.choice import rows_of_one
-    from nexus.planner.solve import make_contest
+    from nexus.planner.search.choice import rows_of_one
+    from nexus.planner.search.solve import make_plan_search
 
-    contest = make_contest(profile, bounds, workload, by)
-    modes = [mode for mode in contest.shared if mode.mode == sharing]
+    plan_search = make_plan_search(profile, bounds, workload, by)
+    modes = [mode for mode in plan_search.shared if mode.mode == sharing]
     if not modes:
         raise UserError(f"the profile holds no {sharing} samples")
-    played = [contest.play(contest.always(mode)) for mode in modes]
-    best = modes[max(range(len(modes)), key=lambda i: (played[i].per_s, played[i].good))]
-    rows = rows_of_one(contest.problem, best, contest.draft.axes.states())
-    return contest.draft.plan([best], rows, "fixed")
+    evaluated = [plan_search.evaluate(plan_search.always(mode)) for mode in modes]
+    best = modes[max(range(len(modes)), key=lambda i: (evaluated[i].per_s, evaluated[i].good))]
+    rows = rows_of_one(plan_search.problem, best, plan_search.draft.axes.states())
+    return plan_search.draft.plan([best], rows, "fixed")

@@ -7,11 +7,12 @@ from pathlib import Path
 from nexus.benchmarks.forecast import Candidate, Forecast
 from nexus.benchmarks.results import Cell, plan_hash
 from nexus.benchmarks.systems import SYSTEMS, number_in
-from nexus.errors import DocumentError
-from nexus.planner.metrics import Metrics
-from nexus.planner.simulate import Run
-from nexus.planner.spread import Spread
-from nexus.planner.table import Bounds, Plan, read_plan
+from nexus.core.errors import DocumentError
+from nexus.core.plan import Plan, read_plan
+from nexus.core.slo import Bounds
+from nexus.core.spread import Spread
+from nexus.planner.simulator.metrics import Metrics
+from nexus.planner.simulator.simulate import Run
 from nexus.profiles.schema import read_profile
 
 MEDIAN_WITHIN, TAIL_WITHIN = 0.10, 0.20  # of what was measured: p50 of TTFT and TBT, and p95

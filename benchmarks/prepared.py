@@ -12,8 +12,8 @@ from nexus.benchmarks.job import Job
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.plans import Plans, kind_of, kinds_of
 from nexus.benchmarks.results import PlanUsed
-from nexus.errors import UserError
-from nexus.planner.table import Plan, write_plan
+from nexus.core.errors import UserError
+from nexus.core.plan import Plan, write_plan
 from nexus.profiles.schema import Profile
 
 FORECASTS = "forecast.json"  # in the folder of plans

@@ -9,9 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from nexus.benchmarks.metrics import Metrics, Objective, PerRequest
-from nexus.errors import DocumentError
-from nexus.planner.table import Plan
-from nexus.profiles.schema import STRICT, Machine, Provenance
+from nexus.core.documents import STRICT, Provenance
+from nexus.core.errors import DocumentError
+from nexus.core.machine import Machine
+from nexus.core.plan import Plan
 
 SCHEMA = "nexus.bench/1"
 _PART = "--"  # between the name of results and that of a part

@@ -21,11 +21,11 @@ from nexus.benchmarks.machine import Clock
 from nexus.benchmarks.metrics import Objective, summarize
 from nexus.benchmarks.prepared import Preparations, Ready, plain_name, short_name
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting, Store, part_of
-from nexus.benchmarks.server import Server, ServerError
 from nexus.benchmarks.workloads import as_timed_trace, digest, requests_at
-from nexus.errors import UserError
-from nexus.planner.workload import Requests
-from nexus.profiles.outputs import check_writable, make_folder
+from nexus.core.errors import UserError
+from nexus.core.outputs import check_writable, make_folder
+from nexus.planner.workload.requests import Requests
+from nexus.runtime.server_process import Server, ServerError
 
 START_S = 900.0  # the first start of a machine compiles kernels
 _SLACK = 3.0  # a run may take this many times its duration, and a minute

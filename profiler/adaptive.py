@@ -7,8 +7,8 @@ the curve that was last predicted worst, and none where every curve is predicted
 
 from collections.abc import Sequence
 
-from nexus.errors import DocumentError
-from nexus.planner.latency import fit_model, prediction_errors
+from nexus.core.errors import DocumentError
+from nexus.planner.latency.model import fit_model, prediction_errors
 from nexus.profiler.points import Point
 from nexus.profiles.schema import Profile, Sample
 

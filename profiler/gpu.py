@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nexus.errors import PartitionError
+from nexus.core.errors import PartitionError
 from nexus.profiler.kernels import KernelRecorder, kernel_samples
 from nexus.profiler.measure import all_ranks, percentile
 from nexus.profiler.nvml import GpuCondition
@@ -23,11 +23,11 @@ from nexus.profiler.points import BATCHES, Point
 from nexus.profiler.steps import StepDriver
 from nexus.profiles.schema import KernelSample, Sample
 from nexus.runtime.partition.green import GreenContexts, Lanes
-from nexus.runtime.vllm.decode import DecodeLane
-from nexus.runtime.vllm.graph_sizes import sizes_up_to
-from nexus.runtime.vllm.lane import LanePass, PrefillLane
-from nexus.runtime.vllm.mixed_graphs import MixedGraphs, most_tokens
-from nexus.runtime.vllm.rows import Row
+from nexus.runtime.vllm.graphs.decode import DecodeLane
+from nexus.runtime.vllm.graphs.mixed import MixedGraphs, most_tokens
+from nexus.runtime.vllm.graphs.sizes import sizes_up_to
+from nexus.runtime.vllm.lane.prefill_lane import LanePass, PrefillLane
+from nexus.runtime.vllm.lane.rows import Row
 
 WARM_UP = 3
 MIN_REPEATS = 5

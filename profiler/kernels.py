@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nexus.errors import EngineError
+from nexus.core.errors import EngineError
 from nexus.profiles.schema import KernelClass, KernelSample
 
 _BUFFER_BYTES = 8 << 20

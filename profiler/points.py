@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nexus.profiles.schema import Engine, Sample, SampleMode
+from nexus.core.machine import Engine
+from nexus.profiles.schema import Sample, SampleMode
 
 HOLD_OUT = 5
 HEADROOM = 512  # tokens that a sequence may grow by while it is measured, and rounding

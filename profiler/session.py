@@ -15,7 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nexus.errors import EngineError, MismatchError, UserError
+from nexus.core.documents import Provenance
+from nexus.core.errors import EngineError, MismatchError, UserError
+from nexus.core.machine import PARALLEL_SIZES, Engine, Machine, Model, PartitionerName
+from nexus.core.outputs import check_writable
 from nexus.profiler.adaptive import WorstFirst
 from nexus.profiler.clocks import other_clock
 from nexus.profiler.points import (
@@ -28,22 +31,9 @@ from nexus.profiler.points import (
     stock_points,
 )
 from nexus.profiler.worker import reason
-from nexus.profiles.outputs import check_writable
-from nexus.profiles.schema import (
-    PARALLEL_SIZES,
-    Engine,
-    KernelSample,
-    Machine,
-    Model,
-    PartitionerName,
-    Profile,
-    Provenance,
-    Sample,
-    read_profile,
-    write_profile,
-)
+from nexus.profiles.schema import KernelSample, Profile, Sample, read_profile, write_profile
 from nexus.runtime.machine import config_hash, software, this_machine
-from nexus.runtime.vllm.graph_sizes import MOST_MIXED_TOKENS
+from nexus.runtime.vllm.graphs.sizes import MOST_MIXED_TOKENS
 from nexus.runtime.vllm.options import (
     files_of,
     given,

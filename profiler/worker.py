@@ -5,8 +5,8 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
+from nexus.core.machine import PARALLEL_SIZES
 from nexus.profiler.points import Point
-from nexus.profiles.schema import PARALLEL_SIZES
 
 log = logging.getLogger("nexus")
 

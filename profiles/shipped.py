@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nexus.profiles.schema import Machine, PartitionerName, Profile, read_profile
-from nexus.runtime.machine import this_machine
+from nexus.core.machine import Machine, PartitionerName
+from nexus.profiles.schema import Profile, read_profile
 
 PROFILE_HERE = Path("profile.yaml")  # what `nexus profile` writes; looked for before those
 
@@ -14,11 +14,10 @@ def shipped_profiles(partitioner: PartitionerName = "green") -> list[Path]:
     return sorted(Path(__file__).parent.glob(pattern))
 
 
-def profile_of_this_machine() -> Path | None:
+def profile_of(machine: Machine) -> Path | None:
     """The first shipped profile under green contexts of a machine like this one."""
-    here = this_machine()
     for path in shipped_profiles():
-        if _are_alike(read_profile(path).machine, here):
+        if _are_alike(read_profile(path).machine, machine):
             return path
     return None
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nexus.errors import UserError
+from nexus.core.errors import UserError
 from nexus.runtime.machine import is_tested, software, this_machine, vllm_version
 from nexus.runtime.mps.support import describe_daemon, describe_parts
 

@@ -8,8 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
-from nexus.errors import EngineError, MismatchError
-from nexus.profiles.schema import Engine, Machine, Model
+from nexus.core.errors import EngineError, MismatchError
+from nexus.core.machine import Engine, Machine, Model
 from nexus.runtime.identity import shape_hash, updated
 
 Found = TypeVar("Found")

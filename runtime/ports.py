@@ -3,7 +3,7 @@
 import socket
 from contextlib import ExitStack, closing
 
-from nexus.errors import EngineError
+from nexus.core.errors import EngineError
 
 
 def check_port(host: str | None, port: int) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from nexus.planner.table import PLAN_SCHEMA, Plan
-from nexus.profiles.outputs import write_atomically
+from nexus.core.outputs import write_atomically
+from nexus.core.plan import PLAN_SCHEMA, Plan
 from nexus.profiles.schema import PROFILE_SCHEMA, Profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def schemas() -> dict[Path, str]:
     """What belongs in each file."""
     return {
         ROOT / "profiles" / "profile.schema.json": json_schema(Profile, PROFILE_SCHEMA),
-        ROOT / "planner" / "plan.schema.json": json_schema(Plan, PLAN_SCHEMA),
+        ROOT / "core" / "plan.schema.json": json_schema(Plan, PLAN_SCHEMA),
     }
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from nexus.benchmarks.lane.churn import metrics
-from nexus.benchmarks.server import Server
-from nexus.planner.table import read_plan
+from nexus.core.plan import read_plan
+from nexus.evidence.lane.churn import metrics
 from nexus.profiles.schema import read_profile
+from nexus.runtime.server_process import Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 

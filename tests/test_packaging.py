@@ -13,8 +13,19 @@ import pytest
 import nexus
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_SHIPPED = {"tests", "scripts", "docs", "requirements"}
-FOLDERS = ("cli", "demo", "errors", "planner", "profiler", "profiles", "runtime", "benchmarks")
+NOT_SHIPPED = {"tests", "scripts", "docs", "requirements", "evidence"}
+FOLDERS = (
+    "benchmarks",
+    "cli",
+    "commands",
+    "core",
+    "demo",
+    "evidence",
+    "planner",
+    "profiler",
+    "profiles",
+    "runtime",
+)
 # Machine paths, hosts of package indexes: nothing that holds on one machine only.
 LOCAL = re.compile(
     r"/root/|/work/|/home/\w+|/opt/(?:pypi|wheels)|\$OUT\b"

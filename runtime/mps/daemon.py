@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nexus.errors import PartitionError
+from nexus.core.errors import PartitionError
 from nexus.runtime.mps.folder import RunFolder, default_folder
 from nexus.runtime.mps.processes import (
     MARKER,

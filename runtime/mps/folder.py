@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from nexus.errors import PartitionError
-from nexus.profiles.outputs import write_atomically
+from nexus.core.errors import PartitionError
+from nexus.core.outputs import write_atomically
 from nexus.runtime.mps import shm
 from nexus.runtime.mps.processes import Process, boot, end, family, look
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nexus.errors import NexusError
+from nexus.core.errors import NexusError
 from nexus.runtime.logs import complaint
 
 _HEALTH_S = 2.0

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from nexus.errors import EngineError, UserError
-from nexus.planner.table import Mode, Plan, Shares
-from nexus.profiles.schema import Engine, Model
+from nexus.core.errors import EngineError, UserError
+from nexus.core.machine import Engine, Model
+from nexus.core.plan import Mode, Plan, Shares
 from nexus.runtime.mps.daemon import CONTROL
 from nexus.runtime.mps.part import Recipe
 from nexus.runtime.ports import free_ports

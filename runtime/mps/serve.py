@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from nexus.errors import MismatchError
-from nexus.planner.table import Plan, read_plan
+from nexus.core.errors import MismatchError
+from nexus.core.plan import Plan, read_plan
 from nexus.runtime.machine import (
     check_machine,
     check_model,

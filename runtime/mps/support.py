@@ -3,7 +3,7 @@
 from importlib import metadata
 from pathlib import Path
 
-from nexus.errors import EngineError, PartitionError
+from nexus.core.errors import EngineError, PartitionError
 from nexus.runtime.mps.daemon import CONTROL, find_control, refuse_others
 from nexus.runtime.mps.folder import check_folder, default_folder, holder, left_behind
 from nexus.runtime.mps.recipes import Programs, check_installed

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nexus.errors import PartitionError
+from nexus.core.errors import PartitionError
 
 
 @dataclass(frozen=True)

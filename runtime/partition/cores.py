@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from nexus.errors import PartitionError
+from nexus.core.errors import PartitionError
 
 
 def all_cores() -> int:

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from nexus.errors import PartitionError
+from nexus.core.errors import PartitionError
 
 
 @contextmanager

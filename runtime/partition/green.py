@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from nexus.errors import PartitionError
-from nexus.planner.table import Mode
+from nexus.core.errors import PartitionError
+from nexus.core.plan import Mode
 from nexus.runtime.partition.base import Partition, group_for, group_of_split, group_sizes
 
 FINE_STEP = 2

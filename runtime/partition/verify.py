@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nexus.errors import PartitionError
+from nexus.core.errors import PartitionError
 from nexus.runtime.partition.base import Partition
 from nexus.runtime.partition.green import GreenContexts, Lanes
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexus.errors import EngineError
-from nexus.runtime.line import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
+from nexus.core.errors import EngineError
+from nexus.core.ranking import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import KVConnectorOutput
 
-from nexus.planner.table import Mode, Row, read_plan
-from nexus.runtime.policy import Policy, State
-from nexus.runtime.vllm.connector import LaneConnector
+from nexus.core.plan import Mode, Row, read_plan
+from nexus.core.policy import Policy, State
 from nexus.runtime.vllm.context import ServeContext
+from nexus.runtime.vllm.lane.connector import LaneConnector
 from nexus.runtime.vllm.metrics import SchedulerMetrics
 from nexus.runtime.vllm.trace import FIRST_TOKENS, LEFT_LANE, STEPS, ServeTrace
 from nexus.runtime.vllm.unsupported import refuse_whole_prompts
@@ -103,8 +103,8 @@ class ObservedScheduler(Scheduler):
 
     def _note_gap(self, step: Scheduled, gap_ms: float, output: SchedulerOutput) -> None:
         """A step ended; count a late gap for those who waited for it, before it is theirs."""
-        pace = self.nexus_policy.pace
-        if pace.is_late(gap_ms):
+        controller = self.nexus_policy.controller
+        if controller.is_late(gap_ms):
             for req_id, tokens in output.num_scheduled_tokens.items():
                 request = self.requests.get(req_id)
                 drafts = len(output.scheduled_spec_decode_tokens.get(req_id, ()))
@@ -114,7 +114,7 @@ class ObservedScheduler(Scheduler):
                 here = self.requests.keys() & self._late_gaps.keys()
                 self._late_gaps = {req_id: self._late_gaps[req_id] for req_id in here}
         if step.decodes and step.prompt_tokens:
-            pace.ended(step.mode, gap_ms)
+            controller.ended(step.mode, gap_ms)
 
     def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
         """As vLLM's: requests have left the lane, most of them done there."""
@@ -164,7 +164,7 @@ class ObservedScheduler(Scheduler):
 
     def _count(self, metrics: SchedulerMetrics) -> None:
         metrics.steps(self._watch.take())
-        metrics.level("nexus_batch_scale", self.nexus_policy.pace.scale)
+        metrics.level("nexus_batch_scale", self.nexus_policy.controller.scale)
         if self._lane is None:
             return
         lane = self._lane.admission

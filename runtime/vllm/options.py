@@ -23,11 +23,11 @@ from typing import Any, NoReturn
 import yaml
 from pydantic import ValidationError
 
-from nexus.errors import EngineError
-from nexus.profiles.documents import first_problem
-from nexus.profiles.schema import PARALLEL_SIZES, Engine, Model
+from nexus.core.documents import first_problem
+from nexus.core.errors import EngineError
+from nexus.core.machine import PARALLEL_SIZES, Engine, Model
 from nexus.runtime.machine import config_of, has_fast_bf16
-from nexus.runtime.vllm.graph_sizes import MOST_MIXED_TOKENS
+from nexus.runtime.vllm.graphs.sizes import MOST_MIXED_TOKENS
 
 CPU_KV_CACHE_BYTES = 1 << 30
 _USUAL_GRAPH_TOKENS = 512

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from nexus.errors import EngineError, MismatchError, UserError
-from nexus.planner.table import Plan, read_plan
-from nexus.profiles.outputs import check_writable
-from nexus.profiles.schema import Machine
-from nexus.runtime.line import PrefillOrder
+from nexus.core.errors import EngineError, MismatchError, UserError
+from nexus.core.machine import Machine
+from nexus.core.outputs import check_writable
+from nexus.core.plan import Plan, read_plan
+from nexus.core.ranking import PrefillOrder
 from nexus.runtime.machine import (
     check_data_type,
     check_machine,
@@ -22,7 +22,7 @@ from nexus.runtime.machine import (
 from nexus.runtime.ports import check_port
 from nexus.runtime.scratch import scratch_folder
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.lane_options import (
+from nexus.runtime.vllm.lane.options import (
     lane_modes,
     plug_in_graphs,
     plug_in_lane,
@@ -40,7 +40,7 @@ from nexus.runtime.vllm.options import (
 from nexus.runtime.vllm.trace import ServeTrace
 from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 
-SCHEDULERS = "nexus.runtime.vllm.scheduler"
+SCHEDULERS = "nexus.runtime.vllm.scheduling.scheduler"
 
 
 def serve(

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nexus.runtime.vllm.rows import Row
+from nexus.runtime.vllm.lane.rows import Row
 
 STEPS = "steps (decode lane)"
 PASSES = "passes (prefill lane)"

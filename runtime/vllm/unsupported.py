@@ -8,7 +8,7 @@ here, before an engine starts; what only its layers tell, in ``lane_cache.py``.
 from collections.abc import Callable
 from typing import Any
 
-from nexus.errors import EngineError
+from nexus.core.errors import EngineError
 
 SERVED_LAYER_TYPES = frozenset({"attention", "full_attention", "sliding_attention"})
 """Of Hugging Face's ``layer_types``; "attention" is an older name of "full_attention"."""

@@ -6,7 +6,7 @@ Reads no clock: every call is told the time.
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from nexus.planner.table import Mode, Row
+from nexus.core.plan import Mode, Row
 
 TOLERANCE = 0.30
 STEPS_TO_WARN = 100

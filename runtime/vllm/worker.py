@@ -13,15 +13,15 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from nexus.planner.table import Plan, read_plan
-from nexus.runtime.vllm.connector import LaneConnector
+from nexus.core.plan import Plan, read_plan
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.driver import LaneDriver
-from nexus.runtime.vllm.graph_sizes import mixed_sizes
-from nexus.runtime.vllm.lane import PrefillLane
-from nexus.runtime.vllm.lane_cache import whole_cache
+from nexus.runtime.vllm.graphs.sizes import mixed_sizes
+from nexus.runtime.vllm.lane.cache import whole_cache
+from nexus.runtime.vllm.lane.connector import LaneConnector
+from nexus.runtime.vllm.lane.driver import LaneDriver
+from nexus.runtime.vllm.lane.prefill_lane import PrefillLane
+from nexus.runtime.vllm.lane.turns import SerialLauncher
 from nexus.runtime.vllm.trace import ServeTrace
-from nexus.runtime.vllm.turns import TakingTurns
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
@@ -46,7 +46,7 @@ class PlannedWorker(_Worker):
         return read_plan(ServeContext.of(self.vllm_config).table)
 
     def _capture_mixed(self) -> None:
-        from nexus.runtime.vllm.mixed_graphs import MixedGraphs, most_tokens
+        from nexus.runtime.vllm.graphs.mixed import MixedGraphs, most_tokens
 
         sizes = mixed_sizes(self._nexus_plan, most_tokens(self.model_runner))
         if not sizes:
@@ -88,9 +88,9 @@ class LaneWorker(PlannedWorker):
         trace = ServeTrace(context.trace) if context.trace else None
         lane = PrefillLane(self.model_runner)
         if current_platform.is_cpu():
-            self._nexus_lanes = TakingTurns(lane, trace)
+            self._nexus_lanes = SerialLauncher(lane, trace)
         else:
-            from nexus.runtime.vllm.partitions import Partitions
+            from nexus.runtime.vllm.lane.partitions import Partitions
 
             self._nexus_lanes = Partitions(self.model_runner, lane, self._nexus_plan, trace)
         self._nexus_driver = LaneDriver(self._nexus_lanes, lane.max_tokens, lane.max_rows)

@@ -15,8 +15,8 @@ from nexus.benchmarks.metrics import Objective, PerRequest
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting
 from nexus.benchmarks.search import crossing
 from nexus.benchmarks.systems import DECISIVE, SYSTEMS, systems_called
-from nexus.errors import UserError
-from nexus.profiles.schema import Machine
+from nexus.core.errors import UserError
+from nexus.core.machine import Machine
 
 TIGHT, LOOSE = Objective.parse("500/15"), Objective.parse("2000/50")
 GRID = Grid(tuple(SYSTEMS.values()), ("arxiv", "mixed"), (TIGHT, LOOSE), (8.0, 16.0, 24.0))

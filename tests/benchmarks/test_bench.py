@@ -18,8 +18,9 @@ from nexus.benchmarks.run import Bench
 from nexus.benchmarks.shapes import with_tokenizer
 from nexus.benchmarks.systems import SYSTEMS, number_in
 from nexus.benchmarks.workloads import requests_at
-from nexus.errors import UserError
-from nexus.profiles.schema import Machine, read_profile
+from nexus.core.errors import UserError
+from nexus.core.machine import Machine
+from nexus.profiles.schema import read_profile
 from nexus.profiles.shipped import shipped_profiles
 
 

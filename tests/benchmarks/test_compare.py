@@ -15,8 +15,8 @@ from nexus.benchmarks.metrics import Metrics, Objective, PerRequest
 from nexus.benchmarks.page import render
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting
 from nexus.benchmarks.systems import SYSTEMS
-from nexus.planner.spread import Spread
-from nexus.profiles.schema import Machine
+from nexus.core.machine import Machine
+from nexus.core.spread import Spread
 
 ROOT = Path(__file__).parents[2]
 TIGHT, LOOSE = Objective.parse("500/15"), Objective.parse("1000/25")
@@ -268,7 +268,7 @@ def test_page_and_document_stand_with_what_there_is() -> None:
 
 def test_the_document_has_its_tables_from_the_committed_results(tmp_path: Path) -> None:
     """The script runs on what is committed, and replaces its own part alone."""
-    spec = importlib.util.spec_from_file_location("results", ROOT / "scripts" / "results.py")
+    spec = importlib.util.spec_from_file_location("results", ROOT / "evidence" / "result_tables.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
@@ -280,7 +280,9 @@ def test_the_document_has_its_tables_from_the_committed_results(tmp_path: Path) 
     committed = (ROOT / "docs" / "results.md").read_text()
     assert script.BEGIN in committed
     assert script.END in committed
-    files = sorted((ROOT / "benchmarks" / "results").glob("*/*.jsonl"))
+    files = sorted((ROOT / "evidence" / "results").glob("*/*.jsonl"))
     measured = document(script.cells_of(files), [], script.SHOWN)
-    assert measured.rstrip() in committed, "run: python scripts/results.py --write docs/results.md"
+    assert measured.rstrip() in committed, (
+        "run: python evidence/result_tables.py --write docs/results.md"
+    )
     assert "Predicted and measured" in script.tables(files[:1])

@@ -11,12 +11,12 @@ from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.predicted import Predictor, overloaded
 from nexus.benchmarks.results import read_cells
 from nexus.benchmarks.systems import SYSTEMS
-from nexus.planner.table import read_plan
+from nexus.core.plan import read_plan
 from nexus.profiles.schema import read_profile
 
 ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "profiles" / "h200" / "llama-3.1-8b.yaml"
-RESULTS = ROOT / "benchmarks" / "results" / "h200"
+RESULTS = ROOT / "evidence" / "results" / "h200"
 PLAN = RESULTS / "azure_conv-500-15.plan.yaml"
 MEASURED = RESULTS / "azure_conv-16.jsonl"
 PLANNED = RESULTS / "llama-3.1-8b_nvidia-h200--gpu1.jsonl"

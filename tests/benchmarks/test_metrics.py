@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.benchmarks.metrics import OBJECTIVES, Objective, summarize
-from nexus.errors import UserError
+from nexus.core.errors import UserError
 
 DETAILS = {
     "duration": 4.0,

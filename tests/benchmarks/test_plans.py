@@ -7,8 +7,8 @@ from nexus.benchmarks.agenda import Grid
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.plans import Plans, kinds_of
 from nexus.benchmarks.systems import systems_called
-from nexus.errors import UserError
-from nexus.planner.table import read_plan, write_plan
+from nexus.core.errors import UserError
+from nexus.core.plan import read_plan, write_plan
 from nexus.profiles.schema import read_profile
 
 PROFILE = Path(__file__).parents[2] / "profiles" / "h200" / "llama-3.1-8b.yaml"

@@ -17,8 +17,8 @@ from nexus.benchmarks.results import (
     read_cells,
     whole_of,
 )
-from nexus.errors import DocumentError, UserError
-from nexus.profiles.schema import Machine
+from nexus.core.errors import DocumentError, UserError
+from nexus.core.machine import Machine
 
 SETTING = Setting(
     model="tiny",

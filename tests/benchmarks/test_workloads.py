@@ -21,9 +21,9 @@ from nexus.benchmarks.workloads import (
     told,
     workload,
 )
-from nexus.errors import UserError
-from nexus.planner.traces import read_trace
-from nexus.planner.workload import Requests
+from nexus.core.errors import UserError
+from nexus.planner.workload.requests import Requests
+from nexus.planner.workload.traces import read_trace
 from nexus.profiles.schema import read_profile
 from nexus.profiles.shipped import shipped_profiles
 

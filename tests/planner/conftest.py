@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nexus.profiles.schema import Engine, Machine, Model, Profile, Provenance, Sample
+from nexus.core.documents import Provenance
+from nexus.core.machine import Engine, Machine, Model
+from nexus.profiles.schema import Profile, Sample
 
 MODEL = Model(
     name="tiny",

@@ -7,18 +7,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nexus.planner.choice import choose_rows, holds, with_backlog
-from nexus.planner.contest import RULES
-from nexus.planner.frontier import States, fused_modes, pareto, shared_modes
-from nexus.planner.goodput import Arena
-from nexus.planner.latency import fit_model
-from nexus.planner.partitions import best_partitions
-from nexus.planner.problem import Problem
-from nexus.planner.simulate import System
-from nexus.planner.solve import make_contest
-from nexus.planner.steptimes import StepTimes
-from nexus.planner.table import Bounds, Mode, Workload
-from nexus.planner.workload import lengths_of, poisson
+from nexus.core.plan import Mode, Workload
+from nexus.core.slo import Bounds
+from nexus.planner.latency.frontier import States, fused_modes, pareto, shared_modes
+from nexus.planner.latency.model import fit_model
+from nexus.planner.latency.steptimes import StepTimes
+from nexus.planner.search.choice import choose_rows, holds, with_backlog
+from nexus.planner.search.goodput import Evaluator
+from nexus.planner.search.partitions import best_partitions
+from nexus.planner.search.plan_search import RULES
+from nexus.planner.search.problem import Problem
+from nexus.planner.search.solve import make_plan_search
+from nexus.planner.simulator.simulate import System
+from nexus.planner.workload.requests import lengths_of, poisson
 
 QUICK = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MEANS = st.tuples(st.floats(50.0, 4000.0), st.floats(2.0, 500.0))
@@ -75,14 +76,14 @@ def test_the_program_bounds_the_simulator(problem_of, modes, h200_profile, which
     problem = problem_of(1e9, means, ttft_ms=1e9)
     mode = modes[which]
     limit = problem.capacity([mode]).per_s
-    arena = Arena(
+    evaluator = Evaluator(
         StepTimes(problem.model),
         h200_profile.engine,
         problem.bounds,
         poisson(problem.lengths, 1500),
     )
     # In order of arrival: shortest first would leave the long ones for the end.
-    run = arena.play(System(mode.name, mode=mode, order="fcfs"), 2.0 * limit)
+    run = evaluator.evaluate(System(mode.name, mode=mode, order="fcfs"), 2.0 * limit)
     done = np.sort(run.last_token_s)
     early, late = len(done) // 4, 3 * len(done) // 4
     served = (late - early) / (done[late] - done[early])
@@ -121,21 +122,21 @@ def test_frontier_drops_only_what_is_dominated(points):
 def test_regret_is_small(h200_profile):
     """Against the best of all measured modes in each state, weighted by time spent there."""
     bounds, workload = Bounds(500.0, 15.0), Workload("means", 1155.0, 211.0)
-    contest = make_contest(h200_profile, bounds, workload, h200_profile.provenance)
-    axes, rule = contest.draft.axes, RULES[0]
-    modes = [*contest.fused, *contest.kept(4)]
-    every = contest.modes
-    rows = choose_rows(contest.problem, every, axes, contest.limit, rule)
-    weights = contest.visited(contest.draft.plan(every, rows, "nexus"))
+    plan_search = make_plan_search(h200_profile, bounds, workload, h200_profile.provenance)
+    axes, rule = plan_search.draft.axes, RULES[0]
+    modes = [*plan_search.fused, *plan_search.kept(4)]
+    every = plan_search.modes
+    rows = choose_rows(plan_search.problem, every, axes, plan_search.limit, rule)
+    weights = plan_search.visited(plan_search.draft.plan(every, rows, "nexus"))
     states = with_backlog(axes.states(), axes)
 
     def worth(some: list[Mode]) -> float:
-        outcomes, places = contest.problem.outcomes(some, states), States.of(states)
-        values = rule.worth(contest.problem, contest.limit, outcomes, places)
+        outcomes, places = plan_search.problem.outcomes(some, states), States.of(states)
+        values = rule.worth(plan_search.problem, plan_search.limit, outcomes, places)
         values *= holds(outcomes, places, bounds, rule.guard)
         return float(values.max(axis=0) @ weights)
 
-    assert len(modes) <= len(contest.fused) + 4
+    assert len(modes) <= len(plan_search.fused) + 4
     assert worth(modes) >= 0.97 * worth(every)
 
 

@@ -6,16 +6,18 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from nexus.errors import MismatchError, UserError
-from nexus.planner.export import export_pdmux
-from nexus.planner.replay import plan_system, replay
-from nexus.planner.report import report, write_report
-from nexus.planner.simulate import stock_system
-from nexus.planner.solve import make_contest, make_plan
-from nexus.planner.table import Bounds, Mode, Plan, Workload
-from nexus.planner.verdict import describe
-from nexus.planner.workload import lengths_of, poisson
-from nexus.profiles.schema import KernelSample, Provenance
+from nexus.core.documents import Provenance
+from nexus.core.errors import MismatchError, UserError
+from nexus.core.plan import Mode, Plan, Workload
+from nexus.core.slo import Bounds
+from nexus.planner.report.export import export_pdmux
+from nexus.planner.report.page import report, write_report
+from nexus.planner.report.replay import plan_system, replay
+from nexus.planner.report.verdict import describe
+from nexus.planner.search.solve import make_plan, make_plan_search
+from nexus.planner.simulator.simulate import stock_system
+from nexus.planner.workload.requests import lengths_of, poisson
+from nexus.profiles.schema import KernelSample
 
 WORKLOAD = Workload("means", 1155.0, 211.0)
 
@@ -138,14 +140,14 @@ def test_stock_vllm_runs_no_more_sequences_than_its_budget_holds(exact_cpu_profi
     """As vLLM, which refuses such a budget."""
     by = Provenance(created="now", command="c", software={})
     work, bounds = Workload("means", 8.0, 200.0), Bounds(2000.0, 250.0)
-    contest = make_contest(exact_cpu_profile, bounds, work, by)
-    arena = replace(contest.arena, requests=poisson(lengths_of(work), 80))
+    plan_search = make_plan_search(exact_cpu_profile, bounds, work, by)
+    evaluator = replace(plan_search.evaluator, requests=poisson(lengths_of(work), 80))
     assert stock_system(16).max_num_seqs == 16
     few = replace(stock_system(256), max_num_seqs=4)
     for system, most in ((few, 4), (stock_system(256), exact_cpu_profile.engine.max_num_seqs)):
-        run = arena.play(system, 50.0, record=True)
+        run = evaluator.evaluate(system, 50.0, record=True)
         assert max(event.decode_batch for event in run.events) == most
-    stock = contest.best_stock().system
+    stock = plan_search.best_stock().system
     assert stock.mode is not None
     assert stock == stock_system(stock.mode.chunk)
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexus.planner.latency import LatencyModel, fit_model
-from nexus.planner.pair import HANDOVER, ImaginedPair
-from nexus.planner.sequence import Patience, Sequence
-from nexus.planner.simulate import System, simulate, simulate_while
-from nexus.planner.steptimes import StepTimes
-from nexus.planner.table import Mode, Shares, percent_for
-from nexus.planner.workload import Lengths, Requests
-from nexus.profiles.schema import Engine
+from nexus.core.machine import Engine
+from nexus.core.plan import Mode, Shares, percent_for
+from nexus.planner.latency.model import LatencyModel, fit_model
+from nexus.planner.latency.steptimes import StepTimes
+from nexus.planner.simulator.pair import HANDOVER, SimPair
+from nexus.planner.simulator.sequence import EarlyStop, Sequence
+from nexus.planner.simulator.simulate import System, simulate, simulate_while
+from nexus.planner.workload.requests import Lengths, Requests
 
 SPLIT = Mode("split", 1024, 84, 48)
 OVERLAP = Mode("overlap", 1024, 100)
@@ -71,7 +71,7 @@ def test_nothing_is_held_at_the_end(model, mode):
     """KV caches are empty again, after preemption too."""
     sequences = [Sequence(i, 0.01 * i, 400 + 7 * i, 200, remaining=400 + 7 * i) for i in range(30)]
     limits = Engine(8192, 64, 16, 800_000)
-    pair = ImaginedPair(StepTimes(model), limits, mode, shares(mode, 2000, 9000))
+    pair = SimPair(StepTimes(model), limits, mode, shares(mode, 2000, 9000))
     assert pair.run(sequences)
     assert pair.preemptions > 0
     for engine in (pair._prefill, pair._decode):
@@ -117,12 +117,12 @@ def test_long_prompts_do_not_stop_decode(model):
     assert 1e3 * run.gaps_s[:199].max() < 1.1 * beside
 
 
-def test_patience_ends_a_hopeless_run(model):
+def test_an_early_stop_ends_a_hopeless_run(model):
     times, limits = StepTimes(model), Engine(8192, 64, 16, 800_000)
     requests = requests_of(*((0.001 * i, 3000, 10) for i in range(50)))
     system = System("", SPLIT, shares=shares(SPLIT))
-    assert simulate_while(times, limits, requests, system, Patience(0.5, 0, 5)) is None
-    assert simulate_while(times, limits, requests, system, Patience(60.0, 0, 5)) is not None
+    assert simulate_while(times, limits, requests, system, EarlyStop(0.5, 0, 5)) is None
+    assert simulate_while(times, limits, requests, system, EarlyStop(60.0, 0, 5)) is not None
 
 
 def test_a_full_prefill_engine_waits_for_the_other(model):

@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexus.planner.lane import ImaginedLane
-from nexus.planner.latency import LatencyModel, fit_model
-from nexus.planner.sequence import Sequence
-from nexus.planner.serving import MAX_PASSES, MIN_LANE_TOKENS, PASSES_AHEAD, Serving
-from nexus.planner.simulate import Run, System, simulate
-from nexus.planner.steptimes import StepTimes
-from nexus.planner.table import Mode
-from nexus.planner.workload import Lengths, Requests
-from nexus.profiles.schema import Engine
-from nexus.runtime.vllm import admission
+from nexus.core.machine import Engine
+from nexus.core.plan import Mode
+from nexus.planner.latency.model import LatencyModel, fit_model
+from nexus.planner.latency.serving import Serving
+from nexus.planner.latency.steptimes import StepTimes
+from nexus.planner.simulator.lane import SimLane
+from nexus.planner.simulator.sequence import Sequence
+from nexus.planner.simulator.simulate import Run, System, simulate
+from nexus.planner.workload.requests import Lengths, Requests
 
 ENGINE = Engine(max_num_batched_tokens=8192, max_num_seqs=64, block_size=16, kv_tokens=800_000)
 STOCK = System("stock", Mode(mode="fused", chunk=8192), order="fcfs", stock=True)
@@ -41,16 +40,10 @@ def step_s(model: LatencyModel, chunk: int, batch: int, kv: float) -> float:
     return StepTimes(model).step_ms(chunk, 0.0, batch, kv) / 1e3
 
 
-def test_the_lane_is_the_runtimes():
-    """The same limits, kept in two places because the planner does without vLLM."""
-    assert (admission.PASSES_AHEAD, admission.MIN_TOKENS) == (PASSES_AHEAD, MIN_LANE_TOKENS)
-    assert MAX_PASSES == 2
-
-
 def test_scheduled_ahead_a_request_waits_for_a_step_more(model):
     """It comes during a step; the next one is launched already, so it runs after that."""
     rows = [[100, 50, 0.0], [400, 2, 0.1]]
-    at_once, ahead = (served(model, Serving(ahead=n), STOCK, rows) for n in (0, 1))
+    at_once, ahead = (served(model, Serving(steps_in_flight=n), STOCK, rows) for n in (0, 1))
     step = np.median(at_once.gaps_s[:10])
     late = (ahead.ttft_ms[1] - at_once.ttft_ms[1]) / 1e3
     assert 0.9 * step < late < 1.1 * step
@@ -59,8 +52,8 @@ def test_scheduled_ahead_a_request_waits_for_a_step_more(model):
 
 def test_the_front_end_adds_to_ttft_and_not_to_gaps(model):
     rows = [[400, 20, 0.0], [400, 20, 0.5]]
-    plain = served(model, Serving(ahead=1), STOCK, rows)
-    slow = Serving(ahead=1, intake_ms=2.0, reply_ms=1.0, reply_token_ms=0.5)
+    plain = served(model, Serving(steps_in_flight=1), STOCK, rows)
+    slow = Serving(steps_in_flight=1, intake_ms=2.0, reply_ms=1.0, reply_token_ms=0.5)
     run = served(model, slow, STOCK, rows)
     assert run.ttft_ms == pytest.approx(plain.ttft_ms + 3.5)
     assert run.gaps_s == pytest.approx(plain.gaps_s)
@@ -76,7 +69,7 @@ def test_a_step_without_graphs_waits_for_its_host(model):
 
 
 def test_a_longer_context_slows_the_batch(model):
-    serving = Serving(uneven_decode_ms=1.0)
+    serving = Serving(context_skew_decode_ms=1.0)
     alike = [[1000, 40, 0.0]] * 4
     uneven = [[3000, 40, 0.0], *[[400, 40, 0.0]] * 2, [200, 40, 0.0]]
     gaps = [float(served(model, serving, STOCK, rows).gaps_s[-1]) for rows in (alike, uneven)]
@@ -87,7 +80,8 @@ def test_a_longer_context_slows_the_batch(model):
 def test_a_pass_that_the_host_launches_slowly_delays_the_tokens_beside_it(model):
     rows = [[64, 200, 0.0]] * 8 + [[4096, 2, 0.3]]
     quick, slow = (
-        served(model, Serving(ahead=1, pass_ms=ms), SPLIT, rows).gaps_s.max() for ms in (0.5, 30.0)
+        served(model, Serving(steps_in_flight=1, pass_ms=ms), SPLIT, rows).gaps_s.max()
+        for ms in (0.5, 30.0)
     )
     assert quick < 0.02
     assert slow > 0.03
@@ -96,7 +90,7 @@ def test_a_pass_that_the_host_launches_slowly_delays_the_tokens_beside_it(model)
 def test_a_foreseen_hand_over_saves_a_step(model):
     rows = [[64, 300, 0.0]] * 8 + [[900, 2, 0.2 + 0.05 * number] for number in range(20)]
     seen, foreseen = (
-        served(model, Serving(ahead=1, foresees=yes), SPLIT, rows).ttft_ms[8:]
+        served(model, Serving(steps_in_flight=1, prelaunches=yes), SPLIT, rows).ttft_ms[8:]
         for yes in (False, True)
     )
     assert 0.5 < np.mean(seen - foreseen) < 15.0
@@ -105,7 +99,7 @@ def test_a_foreseen_hand_over_saves_a_step(model):
 def test_passes_and_steps_stay_in_their_lanes(model):
     """Passes follow one another, steps too, and both run at the same time."""
     rows = [[64, 200, 0.0]] * 8 + [[3000, 2, 0.1], [2000, 2, 0.11]]
-    events = served(model, Serving(ahead=1, pass_ms=1.0), SPLIT, rows).events
+    events = served(model, Serving(steps_in_flight=1, pass_ms=1.0), SPLIT, rows).events
     passes = [event for event in events if event.lane == "prefill"]
     steps = [event for event in events if event.lane != "prefill"]
     for lane in (passes, steps):
@@ -116,7 +110,7 @@ def test_passes_and_steps_stay_in_their_lanes(model):
 
 def test_a_prompt_that_the_lane_gives_up_comes_back_when_its_pass_is_over(model):
     """As the runtime's queue has it: the pass ends, and nothing more of the prompt is launched."""
-    lane = ImaginedLane(StepTimes(model), padded=False)
+    lane = SimLane(StepTimes(model), padded=False)
     begun, fresh = (
         Sequence(index, 0.0, prompt=5000, output=2, remaining=5000, rank=index) for index in (0, 1)
     )
@@ -155,9 +149,9 @@ ALTERNATING = Alternating("alternating")
     ),
     serving=st.builds(
         Serving,
-        ahead=st.integers(0, 1),
+        steps_in_flight=st.integers(0, 1),
         pass_ms=st.sampled_from([0.0, 10.0]),
-        foresees=st.booleans(),
+        prelaunches=st.booleans(),
         eager_ms=st.sampled_from([0.0, 8.0]),
         result_ms=st.sampled_from([0.0, 0.3]),
     ),

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from nexus.benchmarks.workloads import TRACES
-from nexus.planner.contest import Contest, Played
-from nexus.planner.frontier import fused_modes
-from nexus.planner.latency import check, fit_model
-from nexus.planner.shape import Shape
-from nexus.planner.solve import make_contest
-from nexus.planner.table import Bounds, Plan
-from nexus.planner.traces import read_trace
-from nexus.profiles.schema import Profile, Provenance, read_profile
+from nexus.core.documents import Provenance
+from nexus.core.plan import Plan
+from nexus.core.slo import Bounds
+from nexus.planner.latency.frontier import fused_modes
+from nexus.planner.latency.model import check, fit_model
+from nexus.planner.latency.shape import Shape
+from nexus.planner.search.plan_search import Evaluation, PlanSearch
+from nexus.planner.search.solve import make_plan_search
+from nexus.planner.workload.traces import read_trace
+from nexus.profiles.schema import Profile, read_profile
 
 H200 = Path(__file__).parents[2] / "profiles" / "h200"
 ALONE, SHARED = ("prefill", "decode", "fused"), ("split", "overlap")
@@ -73,9 +75,9 @@ def test_a_batch_that_takes_as_long_as_a_larger_one_is_no_mode() -> None:
 
 
 @pytest.fixture(scope="module")
-def contest() -> Contest:
+def plan_search() -> PlanSearch:
     """The conversation trace's lengths within 1000 and 25 ms, on an H200 with an 8B model."""
-    return make_contest(
+    return make_plan_search(
         read_profile(H200 / "llama-3.1-8b.yaml"),
         Bounds(1000.0, 25.0),
         read_trace(TRACES / "azure_conv.csv"),
@@ -84,32 +86,32 @@ def contest() -> Contest:
 
 
 @pytest.fixture(scope="module")
-def best(contest: Contest) -> tuple[Played, Plan]:
-    return contest.best_table(4, contest.best_stock())
+def best(plan_search: PlanSearch) -> tuple[Evaluation, Plan]:
+    return plan_search.best_table(4, plan_search.best_stock())
 
 
-def test_partitions_that_are_hardly_better_are_not_planned(contest, best):
+def test_partitions_that_are_hardly_better_are_not_planned(plan_search, best):
     """An overlap in 3 % of the states is 2 % better here, in simulation."""
-    assert contest.kept(4)
+    assert plan_search.kept(4)
     assert {mode.mode for mode in best[1].modes.values()} == {"fused"}
 
 
 @pytest.mark.parametrize("load", [0.2, 0.4, 0.5])
 def test_prompts_come_sooner_under_light_load_and_everyone_keeps_its_bounds(
-    contest, best, load, monkeypatch
+    plan_search, best, load, monkeypatch
 ):
-    arena, (played, _) = contest.arena, best
-    rate = load * played.per_s
-    sooner = arena.play(played.system, rate)
-    assert sooner.attainment(arena.bounds) > 0.98
-    monkeypatch.setattr("nexus.planner.server.affords", lambda *_: False)
-    later = arena.play(played.system, rate)
+    evaluator, (evaluated, _) = plan_search.evaluator, best
+    rate = load * evaluated.per_s
+    sooner = evaluator.evaluate(evaluated.system, rate)
+    assert sooner.attainment(evaluator.bounds) > 0.98
+    monkeypatch.setattr("nexus.planner.simulator.server.has_late_budget", lambda *_: False)
+    later = evaluator.evaluate(evaluated.system, rate)
     assert sooner.ttft_ms.mean() < later.ttft_ms.mean()
 
 
-def test_more_are_on_time_where_those_that_cannot_be_wait(contest, best):
-    arena, (played, _) = contest.arena, best
-    rate = 1.6 * played.per_s
-    careless = replace(played.system, plan=replace(best[1], bounds=Bounds(1e9, 25.0)))
-    shares = [arena.attainment(system, rate) for system in (played.system, careless)]
+def test_more_are_on_time_where_those_that_cannot_be_wait(plan_search, best):
+    evaluator, (evaluated, _) = plan_search.evaluator, best
+    rate = 1.6 * evaluated.per_s
+    careless = replace(evaluated.system, plan=replace(best[1], bounds=Bounds(1e9, 25.0)))
+    shares = [evaluator.attainment(system, rate) for system in (evaluated.system, careless)]
     assert shares[0] > shares[1] + 0.02

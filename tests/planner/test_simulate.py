@@ -7,18 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexus.planner.chrome import chrome_trace
-from nexus.planner.fit import Floats
-from nexus.planner.frontier import mode_times, shared_modes
-from nexus.planner.latency import LatencyModel, fit_model
-from nexus.planner.metrics import Metrics
-from nexus.planner.shape import Shape
-from nexus.planner.simulate import Run, System, simulate
-from nexus.planner.steptimes import StepTimes
-from nexus.planner.table import Bounds, Mode
-from nexus.planner.workload import Lengths, Requests, poisson
-from nexus.profiles.schema import Engine
-from nexus.runtime.line import ORDERS
+from nexus.core.arrays import Floats
+from nexus.core.machine import Engine
+from nexus.core.plan import Mode
+from nexus.core.ranking import ORDERS
+from nexus.core.slo import Bounds
+from nexus.planner.latency.frontier import mode_times, shared_modes
+from nexus.planner.latency.model import LatencyModel, fit_model
+from nexus.planner.latency.shape import Shape
+from nexus.planner.latency.steptimes import StepTimes
+from nexus.planner.simulator.chrome import chrome_trace
+from nexus.planner.simulator.metrics import Metrics
+from nexus.planner.simulator.simulate import Run, System, simulate
+from nexus.planner.workload.requests import Lengths, Requests, poisson
 
 LENGTHS = st.lists(
     st.tuples(st.integers(1, 3000), st.integers(1, 60), st.floats(0.0, 0.5)),

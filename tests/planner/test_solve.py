@@ -5,16 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nexus.errors import DocumentError, InfeasibleError
-from nexus.planner.contest import Contest
-from nexus.planner.latency import check, fit_model
-from nexus.planner.problem import Problem
-from nexus.planner.simulate import stock_system
-from nexus.planner.solve import make_contest, make_plan
-from nexus.planner.table import Bounds, Plan, Table, Workload, read_plan, write_plan
-from nexus.planner.verdict import describe
-from nexus.planner.workload import Lengths, Requests, lengths_of
-from nexus.profiles.schema import Engine, Profile, read_profile
+from nexus.core.errors import DocumentError, InfeasibleError
+from nexus.core.machine import Engine
+from nexus.core.plan import Plan, Table, Workload, read_plan, write_plan
+from nexus.core.slo import Bounds
+from nexus.planner.latency.model import check, fit_model
+from nexus.planner.report.verdict import describe
+from nexus.planner.search.plan_search import PlanSearch
+from nexus.planner.search.problem import Problem
+from nexus.planner.search.solve import make_plan, make_plan_search
+from nexus.planner.simulator.simulate import stock_system
+from nexus.planner.workload.requests import Lengths, Requests, lengths_of
+from nexus.profiles.schema import Profile, read_profile
 from nexus.profiles.shipped import shipped_profiles
 
 WORKLOAD = Workload(source="given means", input_tokens=200.0, output_tokens=60.0)
@@ -101,19 +103,19 @@ def test_a_trace_is_judged_with_its_own_arrivals(cpu_profile: Profile) -> None:
     bursts = np.repeat(np.arange(300.0), 5)
     trace = Requests(bursts, Lengths("bursts", inputs, outputs))
 
-    def contest(workload: Lengths | Requests) -> Contest:
+    def plan_search(workload: Lengths | Requests) -> PlanSearch:
         bounds = Bounds(2000.0, 500.0)
-        return make_contest(cpu_profile, bounds, workload, cpu_profile.provenance)
+        return make_plan_search(cpu_profile, bounds, workload, cpu_profile.provenance)
 
-    own, random = contest(trace), contest(trace.lengths)
-    assert own.arena.requests.arrivals_s.tolist() == bursts[:1000].tolist()
-    assert own.arena.requests.lengths.inputs.tolist() == inputs[:1000].tolist()
+    own, random = plan_search(trace), plan_search(trace.lengths)
+    assert own.evaluator.requests.arrivals_s.tolist() == bursts[:1000].tolist()
+    assert own.evaluator.requests.lengths.inputs.tolist() == inputs[:1000].tolist()
     # Of what comes in bursts less is in time.
     shares = [
-        one.arena.attainment(stock_system(512), 0.2 * one.limit.per_s) for one in (own, random)
+        one.evaluator.attainment(stock_system(512), 0.2 * one.limit.per_s) for one in (own, random)
     ]
     assert shares[0] < shares[1]
     # Too few tell nothing of their arrivals, and what comes all at once has no rate.
     for other in (trace.window(0, 150), replace(trace, arrivals_s=np.zeros(1500))):
-        times = contest(other).arena.requests.arrivals_s
+        times = plan_search(other).evaluator.requests.arrivals_s
         assert len(set(times)) == len(times) >= 200

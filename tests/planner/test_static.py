@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from nexus.errors import UserError
-from nexus.planner.replay import plan_system, replay
-from nexus.planner.report import report
-from nexus.planner.solve import make_plan
-from nexus.planner.static import StaticPlan, make_static_plan, shares_of
-from nexus.planner.table import Bounds, Mode, Shares, Workload, read_plan, write_plan
-from nexus.planner.verdict import describe
-from nexus.planner.workload import lengths_of
+from nexus.core.errors import UserError
+from nexus.core.plan import Mode, Shares, Workload, read_plan, write_plan
+from nexus.core.slo import Bounds
+from nexus.planner.report.page import report
+from nexus.planner.report.replay import plan_system, replay
+from nexus.planner.report.verdict import describe
+from nexus.planner.search.solve import make_plan
+from nexus.planner.search.static import StaticPlan, make_static_plan, shares_of
+from nexus.planner.workload.requests import lengths_of
 from nexus.profiles.schema import Profile
 
 BOUNDS = Bounds(1000, 25)

@@ -74,7 +74,7 @@ def test_every_mode_is_measured(llm: Any) -> None:
 def _tokens_of_confined_steps(worker: Any) -> list[list[Any]]:
     from nexus.profiler.gpu import QueuedSteps
     from nexus.runtime.partition.green import GreenContexts
-    from nexus.runtime.vllm.decode import DecodeLane
+    from nexus.runtime.vllm.graphs.decode import DecodeLane
 
     class Kept(QueuedSteps):
         def settle(self, leave: int = 0) -> None:

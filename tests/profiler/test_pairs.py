@@ -10,22 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.errors import EngineError, MismatchError
-from nexus.planner.static import make_static_plan
-from nexus.planner.table import Bounds, Workload, percent_for
+from nexus.core.errors import EngineError, MismatchError
+from nexus.core.plan import Workload, percent_for
+from nexus.core.slo import Bounds
+from nexus.planner.search.static import make_static_plan
 from nexus.profiler.nvml import Condition
-from nexus.profiler.pair_loop import STEPS, WARM_UP, Loop
-from nexus.profiler.pair_points import (
+from nexus.profiler.pairs.loop import STEPS, WARM_UP, Loop
+from nexus.profiler.pairs.points import (
     GPU_LOADS,
+    EngineSpec,
     Round,
-    Station,
     allowed,
     core_rounds,
     gpu_rounds,
     pair_points,
     solo_points,
 )
-from nexus.profiler.pair_wire import Order, Times
+from nexus.profiler.pairs.wire import Order, Times
 from nexus.profiler.points import Limits, Point
 from nexus.profiles.schema import read_profile
 
@@ -37,18 +38,18 @@ OPTIONS = (
 
 def starts(rounds: tuple[Round, ...]) -> int:
     """How many engines are started in all: those that go on are not."""
-    alive: set[Station] = set()
+    alive: set[EngineSpec] = set()
     count = 0
     for each in rounds:
-        count += len(set(each.stations) - alive)
-        alive = set(each.stations)
+        count += len(set(each.specs) - alive)
+        alive = set(each.specs)
     return count
 
 
 def test_an_h200_has_eight_starts_and_the_splits_of_green_contexts() -> None:
     rounds = gpu_rounds(132)
     assert starts(rounds) == 8
-    assert max(len(each.stations) for each in rounds) == 3
+    assert max(len(each.specs) for each in rounds) == 3
     pairs = {(p, d) for each in rounds for p in each.prefill for d in each.decode}
     assert {(100, 32), (84, 48), (68, 64), (100, 132), (132, 132)} <= pairs
     # A whole percentage gives each of these after the driver's rounding down to 2 SMs.
@@ -59,10 +60,10 @@ def test_an_h200_has_eight_starts_and_the_splits_of_green_contexts() -> None:
 @given(st.integers(40, 400))
 def test_every_gpu_has_rounds_of_shares_that_fit(total: int) -> None:
     for each in gpu_rounds(total):
-        assert all(0 < station.sms <= total for station in each.stations)
-        assert len(set(each.stations)) == len(each.stations)
-    assert Station("decode", total) in gpu_rounds(total)[0].stations
-    assert Station("prefill", total) in gpu_rounds(total)[0].stations
+        assert all(0 < spec.sms <= total for spec in each.specs)
+        assert len(set(each.specs)) == len(each.specs)
+    assert EngineSpec("decode", total) in gpu_rounds(total)[0].specs
+    assert EngineSpec("prefill", total) in gpu_rounds(total)[0].specs
 
 
 @given(st.integers(1, 64))
@@ -82,7 +83,7 @@ def test_an_engine_has_only_points_that_fit_it() -> None:
     }
     whole = {point.mode for point in pair_points(84, 132, 132, GPU_LOADS)}
     assert whole == {"overlap"}
-    solo = list(solo_points(Station("prefill", 84), 132, GPU_LOADS))
+    solo = list(solo_points(EngineSpec("prefill", 84), 132, GPU_LOADS))
     assert {(point.mode, point.prefill_sms) for point in solo} == {("prefill", 84)}
 
 
@@ -136,7 +137,7 @@ def test_what_follows_a_beginning_does_not_count() -> None:
 def test_a_loop_counts_from_the_mark_and_goes_on_until_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("nexus.profiler.pair_loop.BESIDE_SECONDS", -1.0)
+    monkeypatch.setattr("nexus.profiler.pairs.loop.BESIDE_SECONDS", -1.0)
     clock = Script()
     said: list[Times | None] = []
 
@@ -161,7 +162,7 @@ def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # two engines on the same cores
 
     def open_one() -> Any:
-        from nexus.profiler.pair_session import open_pair_session
+        from nexus.profiler.pairs.session import open_pair_session
 
         path = tmp_path / "profile.yaml"
         return open_pair_session(

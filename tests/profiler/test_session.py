@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nexus.errors import DocumentError, EngineError, MismatchError, UserError
+from nexus.core.errors import DocumentError, EngineError, MismatchError, UserError
 from nexus.profiler.points import Point
 from nexus.profiler.session import slowest
 from nexus.profiles.schema import read_profile, write_profile

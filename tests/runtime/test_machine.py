@@ -8,9 +8,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from nexus.errors import EngineError, MismatchError
-from nexus.profiles.schema import Machine, read_profile
-from nexus.profiles.shipped import profile_of_this_machine, shipped_profiles
+from nexus.core.errors import EngineError, MismatchError
+from nexus.core.machine import Machine
+from nexus.profiles.schema import read_profile
+from nexus.profiles.shipped import profile_of, shipped_profiles
 from nexus.runtime.machine import (
     check_data_type,
     check_machine,
@@ -151,7 +152,7 @@ def test_shipped_profiles_are_whole_and_of_their_shapes() -> None:
         phases = {"prefill", "decode"} if path.stem != "qwen2.5-14b" else set()
         assert {kernel.phase for kernel in profile.kernels} == phases
     if this_machine().device == "cpu":
-        assert profile_of_this_machine() is None
+        assert profile_of(this_machine()) is None
 
 
 def test_the_installed_vllm_is_a_tested_one() -> None:

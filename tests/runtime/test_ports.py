@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from nexus.errors import EngineError
+from nexus.core.errors import EngineError
 from nexus.runtime.ports import check_port, free_ports
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus.errors import PartitionError
+from nexus.core.errors import PartitionError
 from nexus.runtime.mps.daemon import MpsDaemon, _ask, find_control, refuse_others
 from nexus.runtime.mps.processes import MARKER, Process, look, runs, wait_until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus.planner.table import percent_for
+from nexus.core.plan import percent_for
 from nexus.runtime.mps.daemon import CONTROL, MpsDaemon
 from nexus.runtime.mps.processes import Process, everyone, runs, wait_until
 

@@ -17,8 +17,8 @@ PARTS = ("prefill", "decode", "router")
 DRIVER = """
 import sys
 from pathlib import Path
-from nexus.errors import NexusError
-from nexus.planner.table import Shares
+from nexus.core.errors import NexusError
+from nexus.core.plan import Shares
 from nexus.runtime.mps.part import Recipe
 from nexus.runtime.mps.recipes import Recipes
 from nexus.runtime.mps.serve import run

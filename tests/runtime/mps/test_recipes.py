@@ -6,19 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nexus.errors import EngineError, MismatchError, UserError
-from nexus.planner.table import (
-    Axes,
-    Bounds,
-    Mode,
-    Plan,
-    Prediction,
-    Row,
-    Shares,
-    Workload,
-    write_plan,
-)
-from nexus.profiles.schema import Engine, Machine, Model, Provenance
+from nexus.core.documents import Provenance
+from nexus.core.errors import EngineError, MismatchError, UserError
+from nexus.core.machine import Engine, Machine, Model
+from nexus.core.plan import Axes, Mode, Plan, Prediction, Row, Shares, Workload, write_plan
+from nexus.core.slo import Bounds
 from nexus.runtime.mps.part import Recipe
 from nexus.runtime.mps.recipes import Address, Programs, check_options, kv_bytes, make_recipes
 from nexus.runtime.mps.serve import serve

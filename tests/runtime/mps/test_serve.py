@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from nexus.planner.table import (
+from nexus.core.documents import Provenance
+from nexus.core.machine import Engine, Model
+from nexus.core.plan import (
     Axes,
-    Bounds,
     Mode,
     Plan,
     Prediction,
@@ -25,7 +26,7 @@ from nexus.planner.table import (
     percent_for,
     write_plan,
 )
-from nexus.profiles.schema import Engine, Model, Provenance
+from nexus.core.slo import Bounds
 from nexus.runtime.machine import config_hash, this_machine
 from nexus.runtime.mps.folder import clean_up
 from nexus.runtime.mps.processes import Process, runs

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nexus.errors import PartitionError
+from nexus.core.errors import PartitionError
 from nexus.runtime.partition.base import Partition, group_for, group_of_split, group_sizes
 
 

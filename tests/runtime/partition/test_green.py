@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from nexus.errors import PartitionError  # noqa: E402
+from nexus.core.errors import PartitionError  # noqa: E402
 from nexus.runtime.partition.green import GreenContexts  # noqa: E402
 from nexus.runtime.partition.verify import SmReader, stream_context  # noqa: E402
 

@@ -10,18 +10,10 @@ from typing import Any
 
 import pytest
 
-from nexus.planner.table import (
-    Axes,
-    Bounds,
-    Mode,
-    Plan,
-    Prediction,
-    Row,
-    Workload,
-    read_plan,
-    write_plan,
-)
-from nexus.profiles.schema import Engine, Machine, Model, Provenance
+from nexus.core.documents import Provenance
+from nexus.core.machine import Engine, Machine, Model
+from nexus.core.plan import Axes, Mode, Plan, Prediction, Row, Workload, read_plan, write_plan
+from nexus.core.slo import Bounds
 
 KV_CACHE_BYTES = 1 << 28
 TOKENS_PER_S = 1000.0  # at which a plan's prompts are computed
@@ -52,13 +44,13 @@ def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine
         scheduler = options.pop("scheduler", "PlannedScheduler")
         aging = options.pop("aging", 500.0)
         if plan is not None:
-            options["scheduler_cls"] = f"nexus.runtime.vllm.scheduler.{scheduler}"
+            options["scheduler_cls"] = f"nexus.runtime.vllm.scheduling.scheduler.{scheduler}"
             trace = options.pop("trace", None)
             options["additional_config"] = ServeContext(plan, order, aging, trace)
         if options.pop("lane", False):
             from vllm.config import KVTransferConfig
 
-            from nexus.runtime.vllm.connector import transfer_config
+            from nexus.runtime.vllm.lane.connector import transfer_config
             from nexus.runtime.vllm.worker import LaneWorker
 
             options["kv_transfer_config"] = KVTransferConfig(**transfer_config())

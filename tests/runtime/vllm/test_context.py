@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from vllm.config import VllmConfig
 
-from nexus.errors import EngineError
+from nexus.core.errors import EngineError
 from nexus.runtime.vllm.context import ServeContext
 
 

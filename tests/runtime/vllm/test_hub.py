@@ -21,8 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from nexus.cli import app
-from nexus.errors import UserError
-from nexus.planner.table import read_plan, write_plan
+from nexus.core.errors import UserError
+from nexus.core.plan import read_plan, write_plan
 from nexus.profiles.schema import read_profile
 
 plan, port, *options = sys.argv[1:]

@@ -11,8 +11,8 @@ import pytest
 from openai import OpenAI
 from prometheus_client import REGISTRY, generate_latest
 
-from nexus.benchmarks.server import Server
-from nexus.planner.table import Mode, Row
+from nexus.core.plan import Mode, Row
+from nexus.runtime.server_process import Server
 from nexus.runtime.vllm.metrics import SchedulerMetrics, on_metrics_page
 from nexus.runtime.vllm.watch import Scheduled, StepWatch
 

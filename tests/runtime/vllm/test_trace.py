@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from vllm import SamplingParams
 
-from nexus.errors import UserError
-from nexus.planner.table import Mode
+from nexus.core.errors import UserError
+from nexus.core.plan import Mode
 from nexus.runtime.vllm import trace
 from nexus.runtime.vllm.server import serve
 from nexus.runtime.vllm.trace import STEPS, ServeTrace

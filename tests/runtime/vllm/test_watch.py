@@ -1,6 +1,6 @@
 """Steps against the plan's predictions, in the tests' own time."""
 
-from nexus.planner.table import Mode, Row
+from nexus.core.plan import Mode, Row
 from nexus.runtime.vllm.watch import STEPS_TO_WARN, Scheduled, StepWatch
 
 FUSED = Mode("fused", 512)

@@ -1,0 +1,171 @@
+"""``nexus plan``: from a profile to a plan, without a GPU."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexus.commands.common import profile_here
+from nexus.commands.options import (
+    MOST,
+    ColumnsOption,
+    PartitionerOption,
+    TokenizerOption,
+    Trace,
+    requests_of,
+    say_what_is_cut,
+)
+from nexus.core.errors import UserError
+from nexus.core.outputs import check_writable, write_atomically
+from nexus.core.plan import Workload, write_plan
+from nexus.core.slo import Bounds
+from nexus.core.terminal import command_line, err, now
+from nexus.planner.workload.requests import Lengths, Requests, lengths_of
+from nexus.profiles.schema import Profile, read_profile
+from nexus.profiles.shipped import PROFILE_HERE, green_twin
+
+InputTokens = Annotated[
+    float | None, typer.Option(help="Mean prompt, if no trace.", min=1, max=1e6)
+]
+OutputTokens = Annotated[
+    float | None, typer.Option(help="Mean output, if no trace.", min=1, max=1e6)
+]
+
+
+class Policy(StrEnum):
+    """Who decides the table."""
+
+    nexus = "nexus"
+    paper = "nexus-paper"
+    fixed = "fixed"
+
+
+class Export(StrEnum):
+    """Which other server's configuration to write."""
+
+    pdmux = "sglang-pdmux"
+
+
+def plan(
+    profile: Annotated[
+        Path | None, typer.Argument(help="A profile; else ./profile.yaml, else this GPU's own.")
+    ] = None,
+    ttft_ms: Annotated[
+        float, typer.Option(help="Bound on time to first token.", min=0.001, max=MOST)
+    ] = 2000,
+    tbt_ms: Annotated[
+        float, typer.Option(help="Bound on time between tokens.", min=0.001, max=MOST)
+    ] = 200,
+    trace: Trace = None,
+    columns: ColumnsOption = "",
+    tokenizer: TokenizerOption = None,
+    input_tokens: InputTokens = None,
+    output_tokens: OutputTokens = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests/s at which to predict TTFT and TBT.", min=0.001, max=MOST),
+    ] = None,
+    policy: Annotated[
+        Policy, typer.Option(help="Nexus's, the paper's, or the best single mode.")
+    ] = Policy.nexus,
+    max_partitions: Annotated[
+        int, typer.Option(help="SM partitions to keep; each costs memory.", min=0, max=16)
+    ] = 4,
+    partitioner: Annotated[
+        PartitionerOption,
+        typer.Option(help="Green contexts, or MPS: two stock engines with one static share."),
+    ] = PartitionerOption.green,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
+        "plan.yaml"
+    ),
+    export: Annotated[
+        Export | None, typer.Option(help="Write this server's configuration instead.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Print the model's errors, no plan.")] = (
+        False
+    ),
+) -> None:
+    """Turn a profile into the table that serves best under the bounds. Needs no GPU.
+
+    Exit code 3 when nothing meets the bounds.
+
+    Example: nexus plan profile.yaml --ttft-ms 1000 --tbt-ms 25 --trace azure_conv.csv
+    """
+    from nexus.planner.latency.model import check as errors_of
+    from nexus.planner.report.export import export_pdmux
+    from nexus.planner.report.verdict import describe
+    from nexus.planner.search.solve import ASSUMED, make_plan
+
+    source = profile or profile_here()
+    measured = read_profile(source)
+    if check:
+        for line in errors_of(measured):
+            typer.echo(line)
+        return
+    target = Path("pdmux.yaml") if export and output == Path("plan.yaml") else output
+    check_writable(target, source, trace, PROFILE_HERE)
+    if trace is not None and (input_tokens or output_tokens):
+        raise UserError("--trace brings its own lengths: leave out the mean ones")
+    means = _means(input_tokens, output_tokens) or lengths_of(ASSUMED)
+    workload = requests_of(trace, columns, tokenizer, rate) or means
+    say_what_is_cut(measured, workload)
+    bounds = Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms)
+    if partitioner is PartitionerOption.mps:
+        if export is not None or policy is not Policy.nexus:
+            raise UserError("--partitioner mps has one static share: no --export, no --policy")
+        _plan_static(measured, bounds, workload, rate, output)
+        return
+    with err.status("planning"):
+        made = make_plan(
+            measured,
+            bounds,
+            workload,
+            policy=policy.value,
+            max_partitions=max_partitions,
+            rate=rate,
+            command=command_line(),
+            created=now(),
+        )
+    if export is not None:
+        write_atomically(target, export_pdmux(made))
+        typer.echo(f"wrote {target}")
+        return
+    write_plan(output, made)
+    typer.echo(describe(made, measured))
+    modes = f"{len(made.modes)} mode{'' if len(made.modes) == 1 else 's'}"
+    typer.echo(f"wrote {output}: {len(made.rows)} states, {modes}")
+
+
+def _plan_static(
+    measured: Profile,
+    bounds: Bounds,
+    workload: Workload | Lengths | Requests,
+    rate: float | None,
+    output: Path,
+) -> None:
+    from nexus.planner.report.verdict import describe
+    from nexus.planner.search.static import make_static_plan
+
+    with err.status("planning"):
+        made = make_static_plan(
+            measured,
+            bounds,
+            workload,
+            green=measured if measured.partitioner == "green" else green_twin(measured),
+            rate=rate,
+            command=command_line(),
+            created=now(),
+        )
+    write_plan(output, made.plan)
+    typer.echo(describe(made.plan, measured))
+    typer.echo(made.comparison())
+    typer.echo(f"wrote {output}: one share for all states, {next(iter(made.plan.modes))}")
+
+
+def _means(input_tokens: float | None, output_tokens: float | None) -> Lengths | None:
+    if (input_tokens is None) != (output_tokens is None):
+        raise UserError("--input-tokens and --output-tokens go together")
+    if input_tokens is None or output_tokens is None:
+        return None
+    return lengths_of(Workload("given means", input_tokens, output_tokens))

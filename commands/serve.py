@@ -1,0 +1,85 @@
+"""``nexus serve``: vLLM's server with a plan."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexus.commands.common import Rest, demo_model, model_and_options
+from nexus.commands.options import (
+    DEFAULT_PREFILL_ORDER,
+    AgingOption,
+    PartitionerOption,
+    PrefillOrderOption,
+)
+from nexus.core.errors import UserError
+from nexus.core.ranking import DEFAULT_AGING_TOKENS_PER_S
+from nexus.core.terminal import assume, err, quieten
+
+
+def serve(
+    context: typer.Context,
+    rest: Rest = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="The plan; without it, stock vLLM.")
+    ] = None,
+    prefill_order: Annotated[
+        PrefillOrderOption,
+        typer.Option(
+            help="Waiting prompts: as many on time as can be, the shortest first, or as they come."
+        ),
+    ] = DEFAULT_PREFILL_ORDER,
+    prefill_aging_tokens_per_s: AgingOption = DEFAULT_AGING_TOKENS_PER_S,
+    force: Annotated[
+        bool, typer.Option("--force", help="Serve another model or machine than the plan's.")
+    ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write every step and its mode to this Chrome trace.")
+    ] = None,
+    partitioner: Annotated[
+        PartitionerOption,
+        typer.Option(help="Green contexts in one engine, or MPS: two stock engines, one address."),
+    ] = PartitionerOption.green,
+) -> None:
+    """Serve with vLLM's OpenAI-compatible server, the plan applied to every step.
+
+    Every option of `vllm serve` is passed on (--port, --max-model-len, ...).
+
+    Example: nexus serve ./SmolLM2-135M-Instruct --table plan.yaml --port 8000
+    """
+    quieten(verbose=True)
+    model, options = model_and_options(rest, trace)
+    if model is None and table is not None:
+        from nexus.core.plan import read_plan
+
+        model = read_plan(table).model.name
+        assume(f"model {model} (the plan's)")
+    if partitioner is PartitionerOption.mps:
+        _serve_with_mps(context, model, options, table, force)
+        return
+    from nexus.runtime.vllm.server import serve as run
+
+    run(
+        model or demo_model(),
+        options,
+        table,
+        prefill_order.value,
+        prefill_aging_tokens_per_s,
+        force,
+        trace,
+    )
+
+
+def _serve_with_mps(
+    context: typer.Context, model: str | None, options: list[str], table: Path | None, force: bool
+) -> None:
+    from nexus.runtime.mps.serve import serve as run
+
+    if model is None or table is None:
+        raise UserError("--partitioner mps needs --table: `nexus plan --partitioner mps` makes one")
+    for name in ("prefill_order", "prefill_aging_tokens_per_s", "trace"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} cannot be combined with --partitioner mps: stock engines")
+    run(model, options, table, lambda line: err.print(line, soft_wrap=True, markup=False), force)

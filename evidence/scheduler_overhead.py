@@ -1,0 +1,118 @@
+"""What the planned scheduler adds to a step, at many running and waiting requests.
+
+Run ``python evidence/scheduler_overhead.py MODEL PLAN`` for any model folder and plan.
+It starts vLLM with the plan, one layer of MODEL and random weights, fills it with
+requests that decode, and takes vLLM's own share out of the time of ``schedule()``. With
+``--waiting`` so many more wait, for whom there is no room, and at each step one more comes.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from nexus.core.ranking import DEFAULT_ORDER, ORDERS
+from nexus.runtime.machine import software, this_machine
+from nexus.runtime.vllm.context import ServeContext
+
+
+def timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
+    """``function``, appending the microseconds of each call to ``times``."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        times.append((time.perf_counter() - start) * 1e6)
+        return result
+
+    return call
+
+
+def full_engine(model: str, context: ServeContext, requests: int) -> Any:
+    """An engine in this process whose ``requests`` requests all decode."""
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(
+        model=model,
+        load_format="dummy",
+        hf_overrides={"num_hidden_layers": 1},
+        enforce_eager=True,
+        kv_cache_memory_bytes=1 << 30,
+        max_model_len=1024,
+        max_num_seqs=requests,
+        scheduler_cls="nexus.runtime.vllm.scheduling.scheduler.PlannedScheduler",
+        additional_config=context,
+    ).llm_engine
+    params = SamplingParams(max_tokens=900, ignore_eos=True)
+    for number in range(requests):
+        engine.add_request(str(number), {"prompt_token_ids": [number + 3] * 32}, params)
+    running = engine.engine_core.engine_core.scheduler.running
+    while len(running) < requests or any(request.is_prefill_chunk for request in running):
+        engine.step()
+        running = engine.engine_core.engine_core.scheduler.running
+    return engine
+
+
+def add_waiting(engine: Any, names: Iterable[int]) -> None:
+    """Prompts of 16 to 900 tokens that come now, one for each of ``names``."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=16, ignore_eos=True)
+    for name in names:
+        length = random.Random(name).randint(16, 900)
+        engine.add_request(f"waits-{name}", {"prompt_token_ids": [7] * length}, params)
+
+
+def schedule_us(engine: Any, steps: int, waiting: int) -> tuple[list[float], list[float]]:
+    """Microseconds of ``steps`` calls of ``schedule()``: whole, and vLLM's part alone."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    scheduler = engine.engine_core.engine_core.scheduler
+    whole: list[float] = []
+    inner: list[float] = []
+    Scheduler.schedule = timed(Scheduler.schedule, inner)
+    scheduler.schedule = timed(scheduler.schedule, whole)
+    add_waiting(engine, range(waiting))
+    for step in range(steps):
+        add_waiting(engine, [waiting + step] if waiting else [])
+        engine.step()
+    return whole, inner
+
+
+def main() -> None:
+    """Parse, measure, print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--waiting", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--order", choices=ORDERS, default=DEFAULT_ORDER)
+    arguments = parser.parse_args()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    context = ServeContext(arguments.plan, arguments.order)
+    engine = full_engine(arguments.model, context, arguments.requests)
+    whole, inner = schedule_us(engine, arguments.steps, arguments.waiting)
+    added = [all_of_it - vllm for all_of_it, vllm in zip(whole, inner, strict=True)]
+    result = {
+        "machine": this_machine().name,
+        "software": software(),
+        "requests": arguments.requests,
+        "waiting": arguments.waiting,
+        "order": arguments.order,
+        "steps": arguments.steps,
+        "vllm_schedule_us": round(statistics.median(inner), 1),
+        "added_us": round(statistics.median(added), 1),
+    }
+    engine.engine_core.shutdown()
+    print(json.dumps(result))  # noqa: T201  the benchmark's output
+
+
+if __name__ == "__main__":
+    main()

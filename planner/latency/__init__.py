@@ -1,0 +1,1 @@
+"""A model of step times, fitted to a profile."""

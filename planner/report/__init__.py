@@ -1,0 +1,1 @@
+"""A plan for people: the verdict, the page, another server's configuration."""

@@ -1,0 +1,1 @@
+"""From a latency model, bounds and a workload to the table."""

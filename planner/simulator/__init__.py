@@ -1,0 +1,1 @@
+"""vLLM's engine loop in virtual time, under the policy that serves."""

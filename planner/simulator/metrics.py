@@ -1,0 +1,44 @@
+"""What a simulated run comes to, in the field's metrics."""
+
+from dataclasses import dataclass
+
+from nexus.core.slo import Bounds
+from nexus.core.spread import Spread
+from nexus.planner.simulator.simulate import Run
+
+_NOTHING = Spread(0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Latencies in ms, throughput, and ``attainment``: the share within both bounds.
+
+    ``normalized_ms`` is a request's latency divided by its output tokens.
+    """
+
+    rate_per_s: float
+    ttft_ms: Spread
+    tbt_ms: Spread
+    tpot_ms: Spread
+    normalized_ms: Spread
+    requests_per_s: float
+    output_tokens_per_s: float
+    attainment: float
+    preemptions: int
+
+    @classmethod
+    def of(cls, run: Run, rate_per_s: float, bounds: Bounds) -> "Metrics":
+        """Summarise ``run``."""
+        span = max(run.end_s - float(run.arrivals_s[0]), 1e-9)
+        latency_ms = 1e3 * (run.last_token_s - run.arrivals_s)
+        return cls(
+            rate_per_s=rate_per_s,
+            ttft_ms=Spread.of(run.ttft_ms) or _NOTHING,
+            tbt_ms=Spread.of(1e3 * run.gaps_s) or _NOTHING,
+            tpot_ms=Spread.of(run.tpot_ms) or _NOTHING,
+            normalized_ms=Spread.of(latency_ms / run.outputs) or _NOTHING,
+            requests_per_s=len(run.arrivals_s) / span,
+            output_tokens_per_s=float(run.outputs.sum()) / span,
+            attainment=run.attainment(bounds),
+            preemptions=run.preemptions,
+        )

@@ -1,0 +1,1 @@
+"""Requests: traces in known formats, or drawn from means."""

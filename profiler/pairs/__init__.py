@@ -1,0 +1,1 @@
+"""The profiler under MPS: two engines beside each other."""

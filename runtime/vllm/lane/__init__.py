@@ -1,0 +1,1 @@
+"""The prefill lane: prompts computed beside decode steps."""

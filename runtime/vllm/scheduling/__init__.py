@@ -1,0 +1,1 @@
+"""vLLM's scheduler with the plan's batches and order."""
