@@ -17,8 +17,8 @@ from nexus.benchmarks.shapes import with_tokenizer
 from nexus.benchmarks.systems import System, number_in, systems_called
 from nexus.benchmarks.workloads import has_prefixes, workload
 from nexus.core.errors import UserError
+from nexus.core.io.outputs import make_folder
 from nexus.core.machine import Engine, Model
-from nexus.core.outputs import make_folder
 from nexus.core.plan import Plan, read_plan
 from nexus.profiles.schema import read_profile
 from nexus.runtime.vllm.options import given

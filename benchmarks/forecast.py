@@ -11,7 +11,7 @@ from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.search import index_of, rate_at
 from nexus.benchmarks.systems import System
 from nexus.benchmarks.workloads import highest_rate, requests_at
-from nexus.core.outputs import write_atomically
+from nexus.core.io.outputs import write_atomically
 from nexus.core.plan import Plan
 from nexus.core.slo import GOOD_REQUESTS
 from nexus.planner.latency.model import fit_model

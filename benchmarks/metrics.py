@@ -13,8 +13,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from nexus.core.arrays import Floats
-from nexus.core.documents import STRICT
 from nexus.core.errors import UserError
+from nexus.core.io.documents import STRICT
 from nexus.core.slo import Bounds
 from nexus.core.spread import Spread
 

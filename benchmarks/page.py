@@ -12,7 +12,7 @@ from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.results import Cell, all_cells, whole_of
 from nexus.benchmarks.systems import SYSTEMS
 from nexus.core.errors import UserError
-from nexus.core.outputs import check_writable, write_atomically
+from nexus.core.io.outputs import check_writable, write_atomically
 from nexus.core.slo import GOOD_REQUESTS
 
 # Told apart without colour too: no two systems share a symbol, neighbours share no dash.

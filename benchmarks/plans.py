@@ -18,11 +18,11 @@ from nexus.benchmarks.agenda import Deployment, Grid, deployments
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.systems import SYSTEMS, Sharing
 from nexus.benchmarks.workloads import to_plan_for
-from nexus.core.documents import Provenance
 from nexus.core.errors import UserError
+from nexus.core.io.documents import Provenance
+from nexus.core.io.terminal import now
 from nexus.core.plan import Plan, read_plan, write_plan
 from nexus.core.slo import Bounds
-from nexus.core.terminal import now
 from nexus.planner.workload.requests import Lengths, Requests
 from nexus.profiles.schema import Profile
 

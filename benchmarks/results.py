@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from nexus.benchmarks.metrics import Metrics, Objective, PerRequest
-from nexus.core.documents import STRICT, Provenance
 from nexus.core.errors import DocumentError
+from nexus.core.io.documents import STRICT, Provenance
 from nexus.core.machine import Machine
 from nexus.core.plan import Plan
 

@@ -23,7 +23,7 @@ from nexus.benchmarks.prepared import Preparations, Ready, plain_name, short_nam
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting, Store, part_of
 from nexus.benchmarks.workloads import as_timed_trace, digest, requests_at
 from nexus.core.errors import UserError
-from nexus.core.outputs import check_writable, make_folder
+from nexus.core.io.outputs import check_writable, make_folder
 from nexus.planner.workload.requests import Requests
 from nexus.runtime.server_process import Server, ServerError
 

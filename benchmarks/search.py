@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pydantic.dataclasses import dataclass
 
-from nexus.core.documents import STRICT
+from nexus.core.io.documents import STRICT
 from nexus.core.slo import GOOD_REQUESTS
 
 STEPS_PER_OCTAVE = 12  # neighbours are 5.9 % apart

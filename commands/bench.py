@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nexus.commands.common import Rest, demo_model, model_and_options
-from nexus.core.terminal import err, quieten
+from nexus.core.io.terminal import err, quieten
 from nexus.runtime.scratch import scratch_folder
 
 

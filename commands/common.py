@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from nexus.core.errors import UserError
-from nexus.core.outputs import check_writable
-from nexus.core.terminal import assume
+from nexus.core.io.outputs import check_writable
+from nexus.core.io.terminal import assume
 
 # For commands that hand what they do not know on to vLLM.
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -17,10 +17,10 @@ from nexus.commands.options import (
     say_what_is_cut,
 )
 from nexus.core.errors import UserError
-from nexus.core.outputs import check_writable, write_atomically
+from nexus.core.io.outputs import check_writable, write_atomically
+from nexus.core.io.terminal import command_line, err, now
 from nexus.core.plan import Workload, write_plan
 from nexus.core.slo import Bounds
-from nexus.core.terminal import command_line, err, now
 from nexus.planner.workload.requests import Lengths, Requests, lengths_of
 from nexus.profiles.schema import Profile, read_profile
 from nexus.profiles.shipped import PROFILE_HERE, green_twin

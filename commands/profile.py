@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nexus.commands.common import Rest, demo_model, model_and_options
 from nexus.commands.options import PartitionerOption
-from nexus.core.terminal import command_line, err, now, quieten
+from nexus.core.io.terminal import command_line, err, now, quieten
 
 
 def profile(

@@ -13,9 +13,9 @@ from nexus.commands.options import (
     profile_of_plan,
     requests_of,
 )
-from nexus.core.outputs import check_writable
+from nexus.core.io.outputs import check_writable
+from nexus.core.io.terminal import err
 from nexus.core.plan import read_plan
-from nexus.core.terminal import err
 from nexus.profiles.schema import read_profile
 from nexus.profiles.shipped import PROFILE_HERE
 

@@ -13,8 +13,8 @@ from nexus.commands.options import (
     PrefillOrderOption,
 )
 from nexus.core.errors import UserError
+from nexus.core.io.terminal import assume, err, quieten
 from nexus.core.ranking import DEFAULT_AGING_TOKENS_PER_S
-from nexus.core.terminal import assume, err, quieten
 
 
 def serve(

@@ -19,10 +19,10 @@ from nexus.commands.options import (
     requests_of,
     say_what_is_cut,
 )
-from nexus.core.outputs import check_writable, write_atomically
+from nexus.core.io.outputs import check_writable, write_atomically
+from nexus.core.io.terminal import err
 from nexus.core.plan import read_plan
 from nexus.core.ranking import DEFAULT_AGING_TOKENS_PER_S, PrefillOrder
-from nexus.core.terminal import err
 from nexus.planner.workload.requests import lengths_of
 from nexus.profiles.schema import read_profile
 from nexus.profiles.shipped import PROFILE_HERE

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nexus.core.documents import STRICT, Positive
+from nexus.core.io.documents import STRICT, Positive
 
 PARALLEL_SIZES = (
     "tensor_parallel_size",

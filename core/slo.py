@@ -2,7 +2,7 @@
 
 from pydantic.dataclasses import dataclass
 
-from nexus.core.documents import STRICT, Ms
+from nexus.core.io.documents import STRICT, Ms
 
 LATE_GAPS = 0.05
 """Of a request's gaps between tokens, as many may exceed the bound on TBT."""

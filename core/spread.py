@@ -4,7 +4,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from nexus.core.arrays import Floats
-from nexus.core.documents import STRICT
+from nexus.core.io.documents import STRICT
 
 QUANTILES = (50.0, 95.0, 99.0)
 

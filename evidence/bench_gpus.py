@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO
 
-from nexus.core.terminal import quieten
+from nexus.core.io.terminal import quieten
 
 
 def groups_of(words: list[str]) -> tuple[list[str], list[list[str]]]:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nexus.core.outputs import check_writable, write_atomically
-from nexus.core.terminal import now
+from nexus.core.io.outputs import check_writable, write_atomically
+from nexus.core.io.terminal import now
 from nexus.runtime.machine import this_machine
 
 SHAPES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))

@@ -11,7 +11,7 @@ from pathlib import Path
 from nexus.benchmarks.document import document
 from nexus.benchmarks.predicted import Predictor
 from nexus.benchmarks.results import Cell, read_cells
-from nexus.core.outputs import check_writable, write_atomically
+from nexus.core.io.outputs import check_writable, write_atomically
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "evidence" / "results"

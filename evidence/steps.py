@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nexus.core.outputs import check_writable, write_atomically
+from nexus.core.io.outputs import check_writable, write_atomically
 
 _ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
 _SAMPLED = "gumbel_sample"  # the last kernel of a step

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nexus.core.documents import Provenance
 from nexus.core.errors import EngineError, MismatchError, UserError
+from nexus.core.io.documents import Provenance
+from nexus.core.io.outputs import check_writable
 from nexus.core.machine import PARALLEL_SIZES, Engine, Machine, Model, PartitionerName
-from nexus.core.outputs import check_writable
 from nexus.profiler.adaptive import WorstFirst
 from nexus.profiler.clocks import other_clock
 from nexus.profiler.points import (

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from nexus.core.documents import (
+from nexus.core.io.documents import (
     STRICT,
     Count,
     Ms,

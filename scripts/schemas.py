@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from nexus.core.outputs import write_atomically
+from nexus.core.io.outputs import write_atomically
 from nexus.core.plan import PLAN_SCHEMA, Plan
 from nexus.profiles.schema import PROFILE_SCHEMA, Profile
 

@@ -23,9 +23,9 @@ from typing import Any
 
 from nexus.benchmarks.shapes import with_tokenizer
 from nexus.core.errors import NexusError
-from nexus.core.outputs import check_writable, make_folder, write_atomically
+from nexus.core.io.outputs import check_writable, make_folder, write_atomically
+from nexus.core.io.terminal import err, now, quieten
 from nexus.core.plan import Plan, read_plan
-from nexus.core.terminal import err, now, quieten
 from nexus.demo.model import cache_folder
 from nexus.evidence.lane.churn import Churn
 from nexus.evidence.lane.handover import StepTime, co_run_times, summary

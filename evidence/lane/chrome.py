@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nexus.core.outputs import write_atomically
+from nexus.core.io.outputs import write_atomically
 from nexus.evidence.lane.activity import Stream, busiest
 from nexus.profiler.kernels import KernelRecord, kernel_class
 

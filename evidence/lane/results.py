@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nexus.core.outputs import make_folder, write_atomically
-from nexus.core.terminal import err
+from nexus.core.io.outputs import make_folder, write_atomically
+from nexus.core.io.terminal import err
 from nexus.runtime.machine import software, this_machine
 
 

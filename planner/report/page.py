@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from nexus.core.errors import MismatchError
-from nexus.core.outputs import write_atomically
+from nexus.core.io.outputs import write_atomically
 from nexus.core.plan import Plan
 from nexus.planner.latency.model import check
 from nexus.planner.report.figures import (

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from nexus.core.documents import Provenance
+from nexus.core.io.documents import Provenance
 from nexus.core.plan import Axes, Mode, Plan, Prediction, Row, Shares
 from nexus.planner.search.problem import Problem
 from nexus.profiles.schema import Profile, training_samples

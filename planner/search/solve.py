@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from nexus.core.documents import Provenance
 from nexus.core.errors import DocumentError, InfeasibleError, UserError
+from nexus.core.io.documents import Provenance
 from nexus.core.machine import Engine
 from nexus.core.plan import Plan, Workload
 from nexus.core.slo import Bounds

@@ -8,8 +8,8 @@ imagined engines, and says what the best of them sustains beside the dynamic pla
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from nexus.core.documents import Provenance
 from nexus.core.errors import InfeasibleError, UserError
+from nexus.core.io.documents import Provenance
 from nexus.core.machine import Model
 from nexus.core.plan import Mode, Plan, Shares, Workload, percent_for
 from nexus.core.slo import Bounds

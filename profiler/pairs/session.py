@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from nexus.core.documents import Provenance
+from nexus.core.io.documents import Provenance
+from nexus.core.io.outputs import check_writable
 from nexus.core.machine import Engine, Machine, Model
-from nexus.core.outputs import check_writable
 from nexus.core.plan import percent_for
 from nexus.profiler.pairs.points import (
     CORE_LOADS,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nexus.core.errors import PartitionError
-from nexus.core.outputs import write_atomically
+from nexus.core.io.outputs import write_atomically
 from nexus.runtime.mps import shm
 from nexus.runtime.mps.processes import Process, boot, end, family, look
 

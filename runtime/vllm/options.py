@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 import yaml
 from pydantic import ValidationError
 
-from nexus.core.documents import first_problem
 from nexus.core.errors import EngineError
+from nexus.core.io.documents import first_problem
 from nexus.core.machine import PARALLEL_SIZES, Engine, Model
 from nexus.runtime.machine import config_of, has_fast_bf16
 from nexus.runtime.vllm.graphs.sizes import MOST_MIXED_TOKENS

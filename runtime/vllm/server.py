@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from nexus.core.errors import EngineError, MismatchError, UserError
+from nexus.core.io.outputs import check_writable
 from nexus.core.machine import Machine
-from nexus.core.outputs import check_writable
 from nexus.core.plan import Plan, read_plan
 from nexus.core.ranking import PrefillOrder
 from nexus.runtime.machine import (

@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexus.core.documents import Provenance, dump_document, parse_document
 from nexus.core.errors import DocumentError
+from nexus.core.io.documents import Provenance, dump_document, parse_document
+from nexus.core.io.plain_yaml import PlainYamlError, load
 from nexus.core.machine import PARALLEL_SIZES, Engine, Machine, Model
-from nexus.core.plain_yaml import PlainYamlError, load
 from nexus.core.plan import read_plan
 from nexus.profiles.schema import (
     PROFILE_SCHEMA,

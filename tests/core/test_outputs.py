@@ -14,7 +14,7 @@ from nexus.commands.plan import Export, plan
 from nexus.commands.report import report
 from nexus.commands.simulate import simulate
 from nexus.core.errors import DocumentError
-from nexus.core.outputs import check_writable, make_folder, write_atomically
+from nexus.core.io.outputs import check_writable, make_folder, write_atomically
 
 ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "profiles/h200/qwen2.5-14b.yaml"

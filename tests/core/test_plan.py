@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nexus.core.documents import Provenance, dump_document
 from nexus.core.errors import DocumentError
+from nexus.core.io.documents import Provenance, dump_document
 from nexus.core.machine import Engine, Machine, Model, PartitionerName
 from nexus.core.plan import (
     PLAN_SCHEMA,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nexus.core.documents import Provenance
+from nexus.core.io.documents import Provenance
 from nexus.core.machine import Engine, Machine, Model
 from nexus.profiles.schema import Profile, Sample
 

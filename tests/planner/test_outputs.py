@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from nexus.core.documents import Provenance
 from nexus.core.errors import MismatchError, UserError
+from nexus.core.io.documents import Provenance
 from nexus.core.plan import Mode, Plan, Workload
 from nexus.core.slo import Bounds
 from nexus.planner.report.export import export_pdmux

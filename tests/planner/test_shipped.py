@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nexus.benchmarks.workloads import TRACES
-from nexus.core.documents import Provenance
+from nexus.core.io.documents import Provenance
 from nexus.core.plan import Plan
 from nexus.core.slo import Bounds
 from nexus.planner.latency.frontier import fused_modes

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexus.core.documents import Provenance
+from nexus.core.io.documents import Provenance
 from nexus.core.machine import Engine
 from nexus.core.plan import Mode, Shares, Workload, percent_for
 from nexus.core.slo import Bounds

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nexus.core.documents import Provenance
 from nexus.core.errors import EngineError, MismatchError, UserError
+from nexus.core.io.documents import Provenance
 from nexus.core.machine import Engine, Machine, Model
 from nexus.core.plan import Axes, Mode, Plan, Prediction, Row, Shares, Workload, write_plan
 from nexus.core.slo import Bounds

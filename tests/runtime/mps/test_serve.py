@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nexus.core.documents import Provenance
+from nexus.core.io.documents import Provenance
 from nexus.core.machine import Engine, Model
 from nexus.core.plan import (
     Axes,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nexus.core.documents import Provenance
+from nexus.core.io.documents import Provenance
 from nexus.core.machine import Engine, Machine, Model
 from nexus.core.plan import Axes, Mode, Plan, Prediction, Row, Workload, read_plan, write_plan
 from nexus.core.slo import Bounds

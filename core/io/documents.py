@@ -15,8 +15,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from nexus.core.errors import DocumentError
-from nexus.core.outputs import write_atomically
-from nexus.core.plain_yaml import PlainYamlError, load
+from nexus.core.io.outputs import write_atomically
+from nexus.core.io.plain_yaml import PlainYamlError, load
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Documents, the files that commands write, and words on the terminal."""
