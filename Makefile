@@ -12,11 +12,12 @@ BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/pip --disable-pip-version-check install --quiet --no-compile --progress-bar on
 INSTALLED = $(VENV)/.installed-$(VLLM)
 
-.PHONY: help install demo test test-all check tests lock format clean
+.PHONY: help install demo test test-fast test-all check tests lock format clean
 
 help:
 	@echo "make demo      install, then profile, plan and serve a small model on this machine"
 	@echo "make test      install, then run the linters, the type checker and the tests"
+	@echo "make test-fast install, then the linters, the type checker and the tests without engines"
 	@echo "make test-all  the tests against the oldest and the newest vLLM ($(OLDEST_VLLM), $(NEWEST_VLLM))"
 	@echo "make format    let ruff tidy the code"
 	@echo "make lock      resolve the dependencies anew into requirements/lock.txt"
@@ -59,6 +60,9 @@ check: $(INSTALLED)
 # Two at a time: most tests wait for a process or keep one core busy.
 tests: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile
+
+test-fast: check
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not engine and not slow"
 
 test-all:
 	$(MAKE) tests VENV=.venv-$(OLDEST_VLLM) VLLM=$(OLDEST_VLLM)
