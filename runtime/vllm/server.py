@@ -48,7 +48,7 @@ def serve(
     options: Sequence[str],
     table: Path | None,
     prefill_order: PrefillOrder,
-    aging_tokens_per_s: float,
+    late_share: float,
     force: bool,
     trace: Path | None = None,
 ) -> None:
@@ -66,9 +66,7 @@ def serve(
         if table is not None:
             metrics = stack.enter_context(scratch_folder("nexus-metrics-"))
             traced = trace and trace.absolute()  # not what /dev/stdout is a link to
-            context = ServeContext(
-                table.resolve(), prefill_order, aging_tokens_per_s, traced, metrics
-            )
+            context = ServeContext(table.resolve(), prefill_order, late_share, traced, metrics)
         arguments, plan = with_plan(model, options, context, force)
         if not getattr(arguments, "uds", None):
             check_port(arguments.host, arguments.port)

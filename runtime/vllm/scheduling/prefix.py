@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
-from nexus.core.ranking import Prompt
+from nexus.core.prompts import Prompt
 
 FIRST = 4
 """So many of the queue are looked up at every step: their blocks may have been evicted."""

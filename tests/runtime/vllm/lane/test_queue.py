@@ -22,7 +22,7 @@ class Work:
 
 def prompt(name: str, tokens: int, rank: float = 0.0, context: int = 0) -> LanePrompt:
     first = 1000 * (ord(name[-1]) + 1)
-    return LanePrompt(name, rank, list(range(first, first + tokens)), context, ([0],))
+    return LanePrompt(name, (rank,), list(range(first, first + tokens)), context, ([0],))
 
 
 def launch(queue: LaneQueue, chunk: int) -> Work | None:
