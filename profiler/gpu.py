@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from nexus.core.errors import PartitionError
+from nexus.core.spread import percentile
 from nexus.profiler.kernels import KernelRecorder, kernel_samples
-from nexus.profiler.measure import all_ranks, percentile
+from nexus.profiler.measure import all_ranks
 from nexus.profiler.nvml import GpuCondition
 from nexus.profiler.points import BATCHES, Point
 from nexus.profiler.steps import StepDriver
@@ -160,7 +161,7 @@ class Meter:
             condition = self._gpu.read()
             events[-1].synchronize()
         times = intervals_ms(events)[WARM_UP - 1 :]
-        both = {"median": statistics.median(times), "p95": percentile(times, 95)}
+        both = {"median": statistics.median(times), "p95": round(percentile(times, 95), 4)}
         return point.sample(
             prefill_ms=both["median"] if point.chunk else None,
             prefill_p95_ms=both["p95"] if point.chunk else None,
@@ -200,9 +201,9 @@ class Meter:
         chunks = intervals_ms(finished)
         return point.sample(
             prefill_ms=statistics.median(chunks),
-            prefill_p95_ms=percentile(chunks, 95),
+            prefill_p95_ms=round(percentile(chunks, 95), 4),
             decode_ms=statistics.median(tbt),
-            decode_p95_ms=percentile(tbt, 95),
+            decode_p95_ms=round(percentile(tbt, 95), 4),
             repeats=len(tbt),
             **vars(condition),
         )
