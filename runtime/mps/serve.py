@@ -37,6 +37,7 @@ from nexus.runtime.mps.recipes import (
     make_recipes,
 )
 from nexus.runtime.ports import check_port
+from nexus.runtime.vllm.compat import check_installed as check_vllm
 from nexus.runtime.vllm.options import parse_serve
 
 START_S = 900.0
@@ -67,6 +68,7 @@ def serve(
     """
     programs = programs or Programs()
     check_options(options)
+    check_vllm("options", device="cuda")
     arguments = parse_serve(model, options)
     plan = _plan_for(arguments, table, force)
     check_installed(programs)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nexus.runtime.vllm.lane.rows import Row
+from nexus.runtime.vllm.lane.pass_inputs import Row
 
 
 class Pass(Protocol):

@@ -6,10 +6,8 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from heapq import heapify, heappop, heappush
 from itertools import count
 
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue
-from vllm.v1.request import Request, RequestStatus
-
 from nexus.core.ranking import PrefillRanker, Prompt
+from nexus.runtime.vllm.compat import FCFSRequestQueue, Request, RequestStatus
 from nexus.runtime.vllm.scheduling.prefix import PrefixCache
 
 _FEW = 64  # requests that wait no more may be remembered
