@@ -130,7 +130,7 @@ def check_installed(*rooms: Room, device: Device) -> None:
         raise EngineError(f"vLLM {release} lacks {names}{more} ({missing[0].why}); {tested}")
     if not is_tested(release):
         logging.getLogger("nexus").warning(
-            "nexus: vLLM %s is not a tested release; %s", release, tested
+            "warning: vLLM %s is not a tested release; %s", release, tested
         )
 
 

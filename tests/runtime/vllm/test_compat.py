@@ -91,7 +91,7 @@ def test_warns_of_an_untested_release(
         monkeypatch.setattr(compat, "is_tested", lambda _: False)
         check_installed("options", device="cpu")
     (line,) = caplog.messages
-    assert line.startswith(f"nexus: vLLM {vllm_version()} is not a tested release; tested with")
+    assert line.startswith(f"warning: vLLM {vllm_version()} is not a tested release; tested with")
 
 
 def test_names_come_and_go_with_releases_and_devices() -> None:
