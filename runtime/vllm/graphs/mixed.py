@@ -17,7 +17,7 @@ import torch
 
 from nexus.core.attention import SPLIT_ATTENTION_MAX_CONTEXT
 from nexus.core.errors import EngineError
-from nexus.runtime.vllm.compat import CUDAGraphMode, ModelCudaGraphManager
+from nexus.runtime.vllm.compat import CUDAGraphMode
 from nexus.runtime.vllm.graphs.phase_attention import AttentionKind, PhaseAttention, can_split
 from nexus.runtime.vllm.unsupported import refuse_unsupported
 
@@ -28,6 +28,8 @@ _WORTH_IT = 1.03  # a size is padded to a larger one that is faster by so much
 
 def new_graphs(runner: Any, sizes: Sequence[int], mode: CUDAGraphMode) -> Any:
     """A manager of vLLM's for graphs of each of ``sizes`` tokens, with none captured yet."""
+    from nexus.runtime.vllm.compat import ModelCudaGraphManager  # of a GPU's vLLM
+
     config = copy(runner.vllm_config)
     config.compilation_config = copy(config.compilation_config)
     config.compilation_config.cudagraph_capture_sizes = sorted(set(sizes))
