@@ -24,11 +24,11 @@ from nexus.profiler.points import BATCHES, Point
 from nexus.profiler.steps import StepDriver
 from nexus.profiles.schema import KernelSample, Sample
 from nexus.runtime.partition.green import GreenContexts, Lanes
+from nexus.runtime.vllm.compat import AsyncModelRunnerOutput
 from nexus.runtime.vllm.graphs.decode import DecodeLane
 from nexus.runtime.vllm.graphs.mixed import MixedGraphs, most_tokens
 from nexus.runtime.vllm.graphs.sizes import sizes_up_to
-from nexus.runtime.vllm.lane.prefill_lane import LanePass, PrefillLane
-from nexus.runtime.vllm.lane.rows import Row
+from nexus.runtime.vllm.lane import LanePass, PrefillLane, Row
 
 WARM_UP = 3
 MIN_REPEATS = 5
@@ -68,7 +68,7 @@ class QueuedSteps(StepDriver):
         output = self._worker.execute_model(step)
         if output is None:
             output = self._worker.sample_tokens(None)
-        if hasattr(output, "get_output"):
+        if isinstance(output, AsyncModelRunnerOutput):
             self._queued.append(output)
 
 
@@ -81,7 +81,8 @@ class Meter:
         index = runner.device.index or 0
         self.contexts = GreenContexts(index)
         self._steps = QueuedSteps(worker)
-        self._stock = getattr(runner, "cudagraph_manager", None)
+        v2 = runner.vllm_config.use_v2_model_runner
+        self._stock = runner.cudagraph_manager if v2 else None
         mixed = sizes_up_to(most_tokens(runner))
         if mixed:
             MixedGraphs(runner, mixed)  # steps of both phases as `nexus serve` runs them

@@ -66,6 +66,6 @@ def timed_ms(step: Callable[[], None]) -> list[float]:
 
 def all_ranks(go_on: bool) -> bool:
     """What the first rank says: a step is of all ranks, so each must run as many."""
-    from vllm.distributed.parallel_state import get_world_group
+    from nexus.runtime.vllm.compat import get_world_group
 
     return bool(get_world_group().broadcast_object(go_on))

@@ -20,8 +20,7 @@ class ProfilerExtension:
 
     def nexus_describe(self: Any) -> dict[str, Any]:
         """The whole model's shape and the engine's limits, as plain values."""
-        from vllm.config import ParallelConfig
-        from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity
+        from nexus.runtime.vllm.compat import ParallelConfig, get_kv_cache_capacity
 
         config = self.vllm_config
         model, parallel, scheduler = (

@@ -21,13 +21,9 @@ from nexus.runtime.machine import (
 )
 from nexus.runtime.ports import check_port
 from nexus.runtime.scratch import scratch_folder
+from nexus.runtime.vllm.compat import Room, check_installed
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.lane.options import (
-    lane_modes,
-    plug_in_graphs,
-    plug_in_lane,
-    refuse_unservable,
-)
+from nexus.runtime.vllm.lane import lane_modes, plug_in_graphs, plug_in_lane, refuse_unservable
 from nexus.runtime.vllm.options import (
     files_of,
     one_line,
@@ -90,12 +86,15 @@ def with_plan(
     """
     machine = this_machine()
     if context is None:
+        check_installed("options", device=machine.device)
         arguments = _arguments(model, options, None, machine)
         config_hash(model, arguments)  # no such model: said before vLLM says it at length
         return arguments, None
     plan = read_plan(context.table)
     if plan.partitioner == "mps":
         raise MismatchError(f"{context.table.name} is a plan for MPS: add --partitioner mps")
+    lane: tuple[Room, ...] = ("lane",) if lane_modes(plan) else ()
+    check_installed("options", "scheduler", "worker", "graphs", *lane, device=machine.device)
     arguments = _arguments(model, options, plan, machine)
     if not force:
         check_machine(plan.machine, machine, context.table.name)
@@ -157,7 +156,7 @@ def _check_trace(trace: Path, table: Path | None, read: Sequence[Path]) -> None:
 
 def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool) -> None:
     """Let vLLM and the lane refuse a bad combination of options here, in one line."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
+    from nexus.runtime.vllm.compat import AsyncEngineArgs
 
     try:
         with quietly():

@@ -8,16 +8,15 @@ Times are those of the monotonic clock, which all processes of a machine share.
 
 import fcntl
 import json
-import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nexus.core.io import chrome_trace
-from nexus.runtime.vllm.lane.rows import Row
+from nexus.runtime.vllm.compat import log
 
 STEPS = "steps (decode lane)"
 PASSES = "passes (prefill lane)"
@@ -27,17 +26,6 @@ _LANES = {STEPS: 1, PASSES: 2}
 _BEGIN = b"[\n"
 _END = b'{"ph": "M", "name": "end", "pid": 1}\n]\n'
 _TAIL_BYTES = 1 << 20  # more than the longest line
-
-log = logging.getLogger("vllm.nexus")
-
-
-def told_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """What a trace tells of a pass; ``ends``: ids of the prompts that it was the last of."""
-    return {
-        "prompts": len(rows),
-        "tokens": sum(len(row.tokens) for row in rows),
-        "ends": [row.ends for row in rows if row.ends is not None],
-    }
 
 
 class ServeTrace:

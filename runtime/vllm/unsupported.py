@@ -18,7 +18,7 @@ def refuse_unsupported(config: Any) -> None:
     """Raise EngineError, naming option or kind, where passes on a lane would be wrong or are
     compared with vLLM's by no test.
     """
-    from vllm.v1.kv_cache_interface import is_quantized_kv_cache
+    from nexus.runtime.vllm.compat import is_quantized_kv_cache
 
     parallel, model = config.parallel_config, config.model_config
     text, cache_type = model.hf_text_config, config.cache_config.cache_dtype

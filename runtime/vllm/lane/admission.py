@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vllm.v1.request import Request
-
 from nexus.core.lane import MIN_LANE_TOKENS, PASSES_AHEAD
 from nexus.core.plan import Mode
 from nexus.core.ranking import Rank
+from nexus.runtime.vllm.compat import Request
 from nexus.runtime.vllm.lane.queue import LanePrompt
 from nexus.runtime.vllm.lane.step import LaneReport, LaneStep
 from nexus.runtime.vllm.scheduling.queue import RankedQueue
@@ -66,7 +65,7 @@ class LaneAdmission:
             tokens >= MIN_LANE_TOKENS
             and params is not None
             and params.prompt_logprobs is None
-            and not getattr(request, "skip_reading_prefix_cache", False)
+            and not request.skip_reading_prefix_cache
             and request.lora_request is None
             and not request.mm_features
             and request.prompt_embeds is None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nexus.core.ranking import Rank
-from nexus.runtime.vllm.lane.rows import Row
+from nexus.runtime.vllm.lane.pass_inputs import Row
 
 
 class Pass(Protocol):

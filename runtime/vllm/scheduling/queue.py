@@ -3,10 +3,8 @@
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 
-from vllm.v1.core.sched.request_queue import RequestQueue
-from vllm.v1.request import Request
-
 from nexus.core.ranking import PrefillRanker, Rank
+from nexus.runtime.vllm.compat import Request, RequestQueue
 from nexus.runtime.vllm.scheduling.prefix import PrefixCache
 
 _FIRST_OF_ALL: Rank = (-math.inf,)

@@ -13,15 +13,19 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue
-from vllm.v1.outputs import KVConnectorOutput
-from vllm.v1.request import Request, RequestStatus
-
 from nexus.core.policy import State, rate_in_steps
 from nexus.core.ranking import PrefillRanker
 from nexus.core.slo import has_late_budget
+from nexus.runtime.vllm.compat import (
+    SEATS_BESIDE_HELD_BLOCKS,
+    AsyncScheduler,
+    FCFSRequestQueue,
+    KVConnectorOutput,
+    Request,
+    RequestStatus,
+    SchedulerOutput,
+    since,
+)
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.observed import Decision, ObservedScheduler
 from nexus.runtime.vllm.scheduling.multimodal import chunk_of_whole_items
@@ -145,9 +149,8 @@ class _Planned(ObservedScheduler):
 
     def _returned_backlog(self) -> int:
         """Tokens of prompts that were on the lane and wait for a place in a batch."""
-        held = getattr(self, "kv_holding_waiting", None)
-        if held is None:  # older releases
-            held = self.skipped_waiting
+        newer = since(SEATS_BESIDE_HELD_BLOCKS)
+        held = self.kv_holding_waiting if newer else self.skipped_waiting
         waits = RequestStatus.WAITING_FOR_REMOTE_KVS
         return sum(self._prefix_cache.tokens_left(r) for r in held if r.status != waits)
 

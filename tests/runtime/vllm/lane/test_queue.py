@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus.runtime.vllm.lane.pass_inputs import Row
 from nexus.runtime.vllm.lane.queue import LanePrompt, LaneQueue
-from nexus.runtime.vllm.lane.rows import Row
 
 MAX_PASSES = 2
 
