@@ -1,5 +1,6 @@
 """The ``nexus`` command: parse, call, print; nothing else."""
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from nexus.commands.report import report
 from nexus.commands.serve import serve
 from nexus.commands.simulate import simulate
 from nexus.core.errors import NexusError
+from nexus.runtime.plugin import TABLE
 
 app = typer.Typer(
     name="nexus",
@@ -53,6 +55,7 @@ app.command(context_settings=PASS_ON)(bench)
 
 def main() -> None:
     """Entry point; a user's mistake is one line on stderr."""
+    os.environ.pop(TABLE, None)  # for vLLM's own commands: this one's options say all
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except NexusError as error:

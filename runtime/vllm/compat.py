@@ -20,13 +20,15 @@ from nexus.core.errors import EngineError
 from nexus.runtime.machine import TESTED_VLLM, is_tested, vllm_version
 from nexus.runtime.source import Source, Wanted
 
-Room = Literal["options", "scheduler", "worker", "lane", "graphs", "profiler"]
+Room = Literal["options", "server", "scheduler", "worker", "lane", "graphs", "profiler"]
 Device = Literal["cpu", "cuda"]
 
 ROOMS: tuple[Room, ...] = get_args(Room)
 
 # The releases that brought what Nexus does otherwise from then on.
 RUNNER_TAKES_LONGEST_QUERY = "0.28.0"
+LAUNCHERS = "0.29.0"
+ERRORS_WITH_A_STATUS = "0.29.0"
 NO_LENGTHS_ON_HOST = "0.30.0"
 GRAPHS_NAME_THEIR_STREAM = "0.30.0"
 SEATS_BESIDE_HELD_BLOCKS = "0.31.0"

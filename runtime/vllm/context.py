@@ -1,4 +1,4 @@
-"""What ``nexus serve`` hands to the scheduler and worker inside vLLM's processes."""
+"""What ``nexus serve`` and the plugin hand to the scheduler and worker inside vLLM's processes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ class ServeContext:
         if not isinstance(context, cls):
             raise EngineError(
                 "Nexus's scheduler and workers have no plan here: start the server with"
-                " `nexus serve MODEL --table plan.yaml`, which takes vLLM's options"
+                " `nexus serve MODEL --table plan.yaml`, which takes vLLM's options, or any of vLLM's"
+                " own with NEXUS_TABLE=plan.yaml"
             )
         return context

@@ -18,7 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from nexus.runtime.vllm.watch import Tally
 
-_OF_ALL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"
+OF_ALL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"
 """Where vLLM itself keeps such files when it serves with several processes."""
 
 _COUNTERS = {
@@ -43,7 +43,7 @@ class SchedulerMetrics:
 
     def __init__(self, folder: Path, labels: Mapping[str, str], modes: Iterable[str]) -> None:
         """Write to ``folder``; every series has ``labels``. ``modes`` begin with 0 steps."""
-        where = Path(os.environ.get(_OF_ALL_PROCESSES, folder))
+        where = Path(os.environ.get(OF_ALL_PROCESSES, folder))
         self._labels = dict(labels)
         self._counters = _File(where, "counter")
         self._gauges = _File(where, "gauge_mostrecent")
@@ -101,7 +101,7 @@ def on_metrics_page(folder: Path) -> Iterator[None]:
 
     With several HTTP servers vLLM collects the files of all processes itself.
     """
-    if _OF_ALL_PROCESSES in os.environ:
+    if OF_ALL_PROCESSES in os.environ:
         yield
         return
     collector: Any = MultiProcessCollector(REGISTRY, str(folder))  # type: ignore[no-untyped-call]

@@ -15,8 +15,9 @@ import argparse
 import logging
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,10 +48,15 @@ _MODEL_FILES = ("*config.json", "*token*", "*.safetensors*", "*.bin", "*.gguf")
 
 
 def spelled(option: str) -> str:
-    """An option's name, without a value that follows ``=``: ``--max_num_seqs=8`` is, as to vLLM,
-    ``--max-num-seqs``.
+    """An option's name, without a value that follows ``=`` or a field that follows a dot.
+
+    ``--max_num_seqs=8`` is, as to vLLM, ``--max-num-seqs``, and ``-O2`` is ``-O``.
     """
     name = option.partition("=")[0]
+    if name.startswith("-"):
+        name = name.partition(".")[0]
+    if name.startswith("-O"):
+        return "-O"
     return name.replace("_", "-") if name.startswith("--") else name
 
 
@@ -117,39 +123,51 @@ def with_defaults(
     engine: Engine | None = None,
     batches: Sequence[int] = (),
 ) -> list[str]:
-    """``options`` and, where they do not say otherwise, the defaults above.
+    """``options`` and, where they do not say otherwise, the ``defaults``."""
+    added = defaults(lambda *names: given(options, *names), on_cpu, model, engine, batches)
+    words = [(name,) if value is True else (name, str(value)) for name, value in added.items()]
+    return [*options, *chain.from_iterable(words)]
+
+
+def defaults(
+    is_given: Callable[..., bool],
+    on_cpu: bool,
+    model: Model | None = None,
+    engine: Engine | None = None,
+    batches: Sequence[int] = (),
+) -> dict[str, Any]:
+    """The defaults above, by option, but for those that ``is_given(*names)`` says are given.
 
     ``batches``: the tokens of the plan's fused modes.
     """
-    added: list[str] = []
+    added: dict[str, Any] = {}
 
-    def default(name: str, value: str | None = None) -> None:
-        if not given(options, name):
-            added.extend([name] if value is None else [name, value])
+    def default(name: str, value: Any, *also: str) -> None:
+        if not is_given(name, *also):
+            added[name] = value
 
     if engine is not None:
-        default("--max-num-batched-tokens", str(engine.max_num_batched_tokens))
-        default("--max-num-seqs", str(engine.max_num_seqs))
-        if engine.enforce_eager and not given(options, "--no-enforce-eager"):
-            default("--enforce-eager")
+        default("--max-num-batched-tokens", engine.max_num_batched_tokens)
+        default("--max-num-seqs", engine.max_num_seqs)
+        if engine.enforce_eager:
+            default("--enforce-eager", True, "--no-enforce-eager")  # noqa: FBT003  a flag
         for (name, short), size in zip(_PARALLEL.items(), engine.parallel.values(), strict=True):
-            if size > 1 and not given(options, short):
-                default(name, str(size))
+            if size > 1:
+                default(name, size, short)
     graphs = min(max(batches, default=0), MOST_MIXED_TOKENS)
-    eager = any(spelled(option).startswith(_GRAPHS) for option in (*options, *added))
-    if not on_cpu and not eager and graphs > _USUAL_GRAPH_TOKENS:
-        default("--max-cudagraph-capture-size", str(graphs))
+    if not on_cpu and "--enforce-eager" not in added and graphs > _USUAL_GRAPH_TOKENS:
+        default("--max-cudagraph-capture-size", graphs, *_GRAPHS)
     if model is not None:
         default("--dtype", model.dtype)
-        default("--max-model-len", str(model.max_model_len))
+        default("--max-model-len", model.max_model_len)
     if on_cpu:
         if model is None:
             default("--dtype", "auto" if has_fast_bf16() else "float32")
-        if not given(options, "--gpu-memory-utilization"):
-            default("--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES))
-        if not given([*options, *added], *_PARALLEL, *_PARALLEL.values()):
-            default("--distributed-executor-backend", "uni")
-    return [*options, *added]
+        default("--kv-cache-memory-bytes", CPU_KV_CACHE_BYTES, "--gpu-memory-utilization")
+        if not added.keys() & _PARALLEL.keys():
+            sizes = (*_PARALLEL, *_PARALLEL.values())
+            default("--distributed-executor-backend", "uni", *sizes)
+    return added
 
 
 def with_needed_type(model: str, options: Sequence[str]) -> list[str]:

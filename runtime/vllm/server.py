@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from nexus.core.errors import EngineError, MismatchError, UserError
 from nexus.core.io.outputs import check_writable
@@ -23,6 +24,7 @@ from nexus.runtime.ports import check_port
 from nexus.runtime.scratch import scratch_folder
 from nexus.runtime.vllm.compat import Room, check_installed
 from nexus.runtime.vllm.context import ServeContext
+from nexus.runtime.vllm.engine_end import fail_with_the_engine
 from nexus.runtime.vllm.lane import lane_modes, plug_in_graphs, plug_in_lane, refuse_unservable
 from nexus.runtime.vllm.options import (
     files_of,
@@ -56,7 +58,7 @@ def serve(
     an option is refused, or the port is taken.
     """
     if trace is not None:
-        _check_trace(trace, table, files_of(model, options))
+        check_trace(trace, table, files_of(model, options))
     with ExitStack() as stack:
         context = None
         if table is not None:
@@ -73,6 +75,7 @@ def serve(
             stack.enter_context(on_metrics_page(context.metrics))
         if trace is not None:
             stack.callback(ServeTrace(trace, begin=True).end)
+        fail_with_the_engine()
         arguments.command.cmd(arguments)
 
 
@@ -90,19 +93,41 @@ def with_plan(
         arguments = _arguments(model, options, None, machine)
         config_hash(model, arguments)  # no such model: said before vLLM says it at length
         return arguments, None
-    plan = read_plan(context.table)
-    if plan.partitioner == "mps":
-        raise MismatchError(f"{context.table.name} is a plan for MPS: add --partitioner mps")
-    lane: tuple[Room, ...] = ("lane",) if lane_modes(plan) else ()
-    check_installed("options", "scheduler", "worker", "graphs", *lane, device=machine.device)
+    plan = read_green_plan(context.table)
+    check_installed("options", device=machine.device)
     arguments = _arguments(model, options, plan, machine)
+    plug_in(arguments, plan, context, machine, force)
+    return arguments, plan
+
+
+def read_green_plan(table: Path) -> Plan:
+    """The plan in ``table``; raises UserError where it is none, or one for MPS."""
+    plan = read_plan(table)
+    if plan.partitioner == "mps":
+        raise MismatchError(
+            f"{table.name} is a plan for MPS: add --partitioner mps to `nexus serve`"
+        )
+    return plan
+
+
+def plug_in(
+    arguments: Any, plan: Plan, context: ServeContext, machine: Machine, force: bool
+) -> None:
+    """Set scheduler, worker and what else a plan needs in ``arguments``.
+
+    They are vLLM's options, parsed, or its ``EngineArgs``. Raises UserError when the plan does
+    not fit the model, machine or software (unless ``force``), or an option is refused.
+    """
+    lane: tuple[Room, ...] = ("lane",) if lane_modes(plan) else ()
+    check_installed(
+        "options", "server", "scheduler", "worker", "graphs", *lane, device=machine.device
+    )
     if not force:
         check_machine(plan.machine, machine, context.table.name)
-        check_model(plan.model, model, context.table.name, arguments)
+        check_model(plan.model, arguments.model, context.table.name, arguments)
         check_parallel(plan.engine, arguments, context.table.name)
         check_software(plan.provenance.software, context.table.name)
     _plug_in(arguments, plan, context, machine)
-    return arguments, plan
 
 
 def _arguments(
@@ -118,9 +143,7 @@ def _arguments(
     return parse_serve(model, words)
 
 
-def _plug_in(
-    arguments: argparse.Namespace, plan: Plan, context: ServeContext, machine: Machine
-) -> None:
+def _plug_in(arguments: Any, plan: Plan, context: ServeContext, machine: Machine) -> None:
     taken = [
         name
         for name in ("scheduler_cls", "additional_config")
@@ -148,7 +171,8 @@ def _plug_in(
         plug_in_graphs(arguments, machine)
 
 
-def _check_trace(trace: Path, table: Path | None, read: Sequence[Path]) -> None:
+def check_trace(trace: Path, table: Path | None, read: Sequence[Path]) -> None:
+    """Raise UserError where ``trace`` cannot be written to, or would overwrite what is read."""
     if table is None:
         raise UserError("--trace needs --table: stock vLLM has no modes to trace")
     check_writable(trace, table, *read)
@@ -163,10 +187,14 @@ def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool)
             config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
     except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
         raise EngineError(f"vLLM: {one_line(error)}") from error
-    if plan is None:
-        return
+    if plan is not None:
+        check_config(config, plan, force)
+
+
+def check_config(config: Any, plan: Plan, force: bool) -> None:
+    """Raise UserError where vLLM's whole configuration is not one that the plan can serve."""
     if not force:
         check_data_type(plan.model, str(config.model_config.dtype), "the plan")
-    refuse_whole_prompts(config, told=arguments.enable_chunked_prefill is False)
+    refuse_whole_prompts(config)
     if lane_modes(plan):
         refuse_unservable(config, plan)

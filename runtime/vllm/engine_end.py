@@ -1,0 +1,63 @@
+"""The end of an engine is the end of its server, with an exit code that a supervisor sees.
+
+vLLM's front end ends too when an engine process is killed or dies, but with exit code 0.
+"""
+
+import sys
+from functools import wraps
+from typing import Any
+
+from nexus.runtime.vllm.compat import LAUNCHERS, since
+
+EXIT_CODE = 1
+
+_failed: list[str] = []
+
+
+def fail_with_the_engine() -> None:
+    """From now on a server whose engine died ends with a line on stderr and ``EXIT_CODE``."""
+    from nexus.runtime.vllm.compat import AsyncLLM
+
+    if hasattr(AsyncLLM.shutdown, "__wrapped__"):
+        return
+    AsyncLLM.shutdown = _noting(AsyncLLM.shutdown)
+    modules: tuple[Any, ...] = (_launcher(), sys.modules["__main__"])
+    for module in modules:
+        run = getattr(module, "run_server_worker", None)
+        if run is not None and not hasattr(run, "__wrapped__"):
+            module.run_server_worker = _failing(run)
+
+
+def _launcher() -> Any:
+    """The module that has the function which runs one API server."""
+    if since(LAUNCHERS):
+        from nexus.runtime.vllm.compat import entry
+
+        return entry
+    from nexus.runtime.vllm.compat import api_server
+
+    return api_server
+
+
+def _noting(shutdown: Any) -> Any:
+    """``AsyncLLM.shutdown``, which looks first how the engine processes ended, if they did."""
+
+    @wraps(shutdown)
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        manager = getattr(getattr(self.engine_core, "resources", None), "engine_manager", None)
+        ended = [each for each in getattr(manager, "processes", ()) if each.exitcode]
+        _failed.extend(f"{each.name} ended with exit code {each.exitcode}" for each in ended)
+        return shutdown(self, *args, **kwargs)
+
+    return noting
+
+
+def _failing(run: Any) -> Any:
+    @wraps(run)
+    async def failing(*args: Any, **kwargs: Any) -> None:
+        await run(*args, **kwargs)
+        if _failed:
+            print(f"nexus: the engine died: {_failed[0]}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(EXIT_CODE)
+
+    return failing
