@@ -14,6 +14,7 @@ class ServeContext:
 
     ``table`` is the plan's path, ``prefill_order`` how waiting prompts are ordered,
     ``trace`` the file to trace steps to, ``metrics`` the folder to leave metrics in.
+    Requests that cannot begin within ``refuse_late`` times their bound on TTFT are refused.
     """
 
     table: Path
@@ -21,6 +22,7 @@ class ServeContext:
     aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
     trace: Path | None = None
     metrics: Path | None = None
+    refuse_late: float | None = None
 
     def compute_hash(self) -> str:
         """What vLLM keys compiled graphs by; a plan changes none of them."""
