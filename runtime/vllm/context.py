@@ -16,6 +16,7 @@ class ServeContext:
     ``table`` is the plan's path, ``prefill_order`` how waiting prompts are ordered,
     ``late_share`` what those of them that are late keep of the prefill work,
     ``trace`` the file to trace steps to, ``metrics`` the folder to leave metrics in.
+    Requests that cannot begin within ``refuse_late`` times their bound on TTFT are refused.
     """
 
     table: Path
@@ -23,6 +24,7 @@ class ServeContext:
     late_share: float = DEFAULT_LATE_SHARE
     trace: Path | None = None
     metrics: Path | None = None
+    refuse_late: float | None = None
 
     def compute_hash(self) -> str:
         """What vLLM keys compiled graphs by; a plan changes none of them."""
