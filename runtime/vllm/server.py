@@ -37,6 +37,7 @@ from nexus.runtime.vllm.trace import ServeTrace
 from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 
 SCHEDULERS = "nexus.runtime.vllm.scheduling.scheduler"
+_SERVES_A_PLAN: tuple[Room, ...] = ("options", "scheduler", "worker", "graphs", "lane")
 
 
 def serve(
@@ -95,8 +96,7 @@ def with_plan(
     plan = read_plan(context.table)
     if plan.partitioner == "mps":
         raise MismatchError(f"{context.table.name} is a plan for MPS: add --partitioner mps")
-    lane: tuple[Room, ...] = ("lane",) if lane_modes(plan) else ()
-    check_installed("options", "scheduler", "worker", "graphs", *lane, device=machine.device)
+    check_installed(*_SERVES_A_PLAN, device=machine.device)
     arguments = _arguments(model, options, plan, machine)
     if not force:
         check_machine(plan.machine, machine, context.table.name)
