@@ -43,7 +43,7 @@ class ProfilerExtension:
             "block_size": min(g.kv_cache_spec.block_size for g in kv_config.kv_cache_groups),
             "kv_tokens": kv_tokens,
             "enforce_eager": bool(model.enforce_eager),
-            **{name: getattr(parallel, name, 1) for name in PARALLEL_SIZES},
+            **{name: getattr(parallel, name) for name in PARALLEL_SIZES},
         }
 
     def nexus_measure(self: Any, point: dict[str, Any], way: str = "measure") -> dict[str, Any]:

@@ -6,6 +6,7 @@ the source of a release is searched for them, before an engine starts, without a
 """
 
 import logging
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -159,5 +160,4 @@ def _is_at_least(release: str, other: str) -> bool:
 
 
 def _numbers(release: str) -> tuple[int, ...]:
-    words = release.partition("+")[0].split(".")[:3]
-    return tuple(int(word) for word in words if word.isdecimal())
+    return tuple(map(int, re.findall(r"\d+", release.partition("+")[0])[:3]))

@@ -39,6 +39,7 @@ from nexus.runtime.vllm.trace import ServeTrace
 from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 
 SCHEDULERS = "nexus.runtime.vllm.scheduling.scheduler"
+_SERVES_A_PLAN: tuple[Room, ...] = ("options", "server", "scheduler", "worker", "graphs", "lane")
 
 
 def serve(
@@ -118,10 +119,7 @@ def plug_in(
     They are vLLM's options, parsed, or its ``EngineArgs``. Raises UserError when the plan does
     not fit the model, machine or software (unless ``force``), or an option is refused.
     """
-    lane: tuple[Room, ...] = ("lane",) if lane_modes(plan) else ()
-    check_installed(
-        "options", "server", "scheduler", "worker", "graphs", *lane, device=machine.device
-    )
+    check_installed(*_SERVES_A_PLAN, device=machine.device)
     if not force:
         check_machine(plan.machine, machine, context.table.name)
         check_model(plan.model, arguments.model, context.table.name, arguments)

@@ -4,6 +4,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nexus.runtime.source import Source, Wanted
 
@@ -109,6 +111,17 @@ def test_says_what_is_not_there(source: Source) -> None:
 def test_a_property_cannot_be_assigned_to(source: Source) -> None:
     assert missing(source, "pack.base", "Base", "fixed") == []
     assert missing(source, "pack.base", "Base", "fixed=") == ["pack.base.Base.fixed"]
+
+
+NAME = st.from_regex(r"[a-z_][a-z0-9_]*", fullmatch=True)
+
+
+@given(st.lists(st.builds(Wanted, NAME, st.booleans(), st.lists(NAME).map(tuple))), st.text(" \n"))
+def test_reads_what_was_written(names: list[Wanted], more: str) -> None:
+    text = f" {more}".join(
+        each.name + "=" * each.is_set + f"({f',{more}'.join(each.parameters)})" for each in names
+    )
+    assert Wanted.parse(text) == tuple(names)
 
 
 def test_reads_a_list_of_names() -> None:

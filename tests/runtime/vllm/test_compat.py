@@ -98,7 +98,7 @@ def test_names_come_and_go_with_releases_and_devices() -> None:
     names = Names("lane", "m", "", (), "", device="cuda", since="0.30.0", before="0.32.0")
     assert names.needed("0.31.1", ["lane"], "cuda")
     assert names.needed("0.30.0+cu130", ["lane"], None)
-    for release in ("0.29.9", "0.32.0", "0.32.1.dev5+g12", "1.0"):
+    for release in ("0.29.9", "0.32.0", "0.32.0rc1", "0.32.1.dev5+g12", "1.0"):
         assert not names.needed(release, ["lane"], "cuda"), release
     assert not names.needed("0.31.1", ["lane"], "cpu")
     assert not names.needed("0.31.1", ["options"], "cuda")
