@@ -30,6 +30,13 @@ def serve(
         ),
     ] = DEFAULT_PREFILL_ORDER,
     late_share: LateShareOption = DEFAULT_LATE_SHARE,
+    refuse_late: Annotated[
+        float | None,
+        typer.Option(
+            help="Refuse (503) whose first token would take longer than so many bounds on TTFT.",
+            min=1.0,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Serve another model or machine than the plan's.")
     ] = False,
@@ -67,6 +74,7 @@ def serve(
         late_share,
         force,
         trace,
+        refuse_late,
     )
 
 
@@ -77,7 +85,7 @@ def _serve_with_mps(
 
     if model is None or table is None:
         raise UserError("--partitioner mps needs --table: `nexus plan --partitioner mps` makes one")
-    for name in ("prefill_order", "late_share", "trace"):
+    for name in ("prefill_order", "late_share", "trace", "refuse_late"):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             option = f"--{name.replace('_', '-')}"

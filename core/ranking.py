@@ -10,7 +10,7 @@ its first token within
     / (late_share x prompt tokens computed per second)
 
 Interactive prompts go before batch ones, but for the share of the batch prompts that are late.
-``fcfs`` is the order in which they came, whatever their class.
+``fcfs`` is the order in which they came, those of a lower class number first.
 
 The server and the simulator drive this same code, one on the wall clock, the other on
 virtual time: it reads no clock.
@@ -218,8 +218,8 @@ class PrefillRanker:
 
     def _set(self, entry: Entry, prompt: Prompt) -> None:
         entry.tokens = prompt.tokens
-        if self.order == "fcfs":  # all are alike, and their numbers tell them apart
-            entry.arrival_s = 0.0
+        if self.order == "fcfs":  # of those that are alike, their numbers tell who came first
+            entry.arrival_s = float(prompt.batch)
             return
         entry.arrival_s, entry.batch = prompt.arrival_s, prompt.batch
         ttft_s = prompt.ttft_s

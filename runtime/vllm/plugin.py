@@ -14,7 +14,7 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from nexus.core.errors import EngineError, UserError
 from nexus.core.io.documents import first_problem
@@ -28,6 +28,7 @@ from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.engine_end import fail_with_the_engine
 from nexus.runtime.vllm.metrics import OF_ALL_PROCESSES, on_metrics_page
 from nexus.runtime.vllm.options import defaults, files_of, use_every_core
+from nexus.runtime.vllm.requests import check_requests
 from nexus.runtime.vllm.server import check_config, check_trace, plug_in, read_green_plan
 from nexus.runtime.vllm.trace import ServeTrace
 
@@ -43,6 +44,7 @@ class Settings(BaseModel, frozen=True):
     late_share: float = DEFAULT_LATE_SHARE
     force: bool = False
     trace: Path | None = None
+    refuse_late: float | None = Field(default=None, ge=1.0)
 
     @classmethod
     def of_environment(cls) -> "Settings":
@@ -79,6 +81,7 @@ def install() -> None:
 
     EngineArgs.create_engine_config = create_engine_config
     fail_with_the_engine()
+    check_requests()
 
 
 def apply(arguments: Any) -> tuple[Plan, bool]:
@@ -98,6 +101,7 @@ def apply(arguments: Any) -> tuple[Plan, bool]:
         settings.late_share,
         trace,
         _metrics_folder(),
+        settings.refuse_late,
     )
     plug_in(arguments, plan, context, machine, settings.force)
     if trace is not None and _is_first(arguments):

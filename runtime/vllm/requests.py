@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from vllm.exceptions import GracefulHTTPError
-
 from nexus.core.admission import LateRefusal
 from nexus.core.plan import read_plan
 from nexus.core.slo import Bounds
@@ -19,6 +17,9 @@ from nexus.runtime.vllm.context import ServeContext
 
 TTFT_ARG = "nexus_ttft_ms"
 """Of ``vllm_xargs``: the request's own bound on TTFT."""
+
+_REFUSED = HTTPStatus.SERVICE_UNAVAILABLE
+_CHECK = "nexus_request_check"  # where a client keeps it
 
 
 def own_ttft_s(extra_args: Mapping[str, Any] | None) -> float | None:
@@ -37,6 +38,14 @@ def own_ttft_s(extra_args: Mapping[str, Any] | None) -> float | None:
             raise ValueError(f"vllm_xargs: {TTFT_ARG} is {value!r}, not a positive number")
         return float(value) / 1e3
     return None
+
+
+def own_ttft_s_of(request: Any) -> float | None:
+    """The same of a request in the engine, to which a program may have given anything."""
+    try:
+        return own_ttft_s(getattr(request.sampling_params, "extra_args", None))
+    except ValueError:
+        return None
 
 
 class RequestCheck:
@@ -73,53 +82,61 @@ class RequestCheck:
         tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, Mapping) else 0
         if self._refusal is None or priority > 0 or not tokens:
             return
-        if self._refusal.refuses(tokens, waiting, own_s or self._bounds.ttft_ms / 1e3):
+        if self._refusal.refuses(tokens, waiting, own_s or self._bounds.ttft_ms_for(tokens) / 1e3):
+            from nexus.runtime.vllm.compat import GracefulHTTPError
+
             raise GracefulHTTPError(
                 f"no first token within {self._refusal.factor:g} times the bound on TTFT at the"
                 " present load; try later",
-                HTTPStatus.SERVICE_UNAVAILABLE,
+                _REFUSED,
             )
 
 
-class RequestMiddleware:
-    """For vLLM's ``--middleware``: has each API server process check its requests.
+class RetryAfter:
+    """For vLLM's ``--middleware``: answers of status 503 say when to ask again.
 
-    Adds ``Retry-After`` to answers of status 503.
+    vLLM imports it in each API server process, which checks its requests from then on.
     """
 
     def __init__(self, app: Any) -> None:
         """``app`` is the ASGI application that comes next."""
         self._app = app
-        self._check: RequestCheck | None = None
+        check_requests()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """As ASGI has it."""
-        if scope["type"] == "http" and self._check is None:
-            self._check = checked(scope["app"].state.engine_client)
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start" and message["status"] == _REFUSED:
-                seconds = str(self._check.retry_after_s if self._check else 1).encode()
+                client = scope["app"].state.engine_client
+                seconds = str(_check_of(client).retry_after_s).encode()
                 message = message | {"headers": [*message["headers"], (b"retry-after", seconds)]}
             await send(message)
 
         await self._app(scope, receive, answer)
 
 
-_REFUSED = HTTPStatus.SERVICE_UNAVAILABLE
+def check_requests() -> None:
+    """From now on every request is checked before vLLM's ``AsyncLLM`` begins it."""
+    from nexus.runtime.vllm.compat import AsyncLLM
 
-
-def checked(client: Any) -> RequestCheck:
-    """Have ``client``, vLLM's ``AsyncLLM``, check every request before it is begun."""
-    check = RequestCheck.of(client.vllm_config)
-    generate = client.generate
-    states = client.output_processor.request_states
+    generate = AsyncLLM.generate
+    if hasattr(generate, "__wrapped__"):
+        return
 
     @functools.wraps(generate)
-    def checked_generate(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
-        waiting = (state.prompt_len for state in states.values() if state.is_prefilling)
-        check.check(prompt, sampling_params, kwargs.get("priority", 0), waiting)
-        return generate(prompt, sampling_params, *args, **kwargs)
+    def checked(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        states = self.output_processor.request_states.values()
+        waiting = (state.prompt_len for state in states if state.is_prefilling)
+        _check_of(self).check(prompt, sampling_params, kwargs.get("priority", 0), waiting)
+        return generate(self, prompt, sampling_params, *args, **kwargs)
 
-    client.generate = checked_generate
-    return check
+    AsyncLLM.generate = checked
+
+
+def _check_of(client: Any) -> RequestCheck:
+    found: RequestCheck | None = getattr(client, _CHECK, None)
+    if found is None:
+        found = RequestCheck.of(client.vllm_config)
+        setattr(client, _CHECK, found)
+    return found

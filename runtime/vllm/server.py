@@ -22,7 +22,7 @@ from nexus.runtime.machine import (
 )
 from nexus.runtime.ports import check_port
 from nexus.runtime.scratch import scratch_folder
-from nexus.runtime.vllm.compat import Room, check_installed
+from nexus.runtime.vllm.compat import ERRORS_WITH_A_STATUS, Room, check_installed, since
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.engine_end import fail_with_the_engine
 from nexus.runtime.vllm.lane import lane_modes, plug_in_graphs, plug_in_lane, refuse_unservable
@@ -38,6 +38,7 @@ from nexus.runtime.vllm.options import (
 from nexus.runtime.vllm.trace import ServeTrace
 from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 
+_MIDDLEWARE = "nexus.runtime.vllm.requests.RetryAfter"
 SCHEDULERS = "nexus.runtime.vllm.scheduling.scheduler"
 _SERVES_A_PLAN: tuple[Room, ...] = ("options", "server", "scheduler", "worker", "graphs", "lane")
 
@@ -50,6 +51,7 @@ def serve(
     late_share: float,
     force: bool,
     trace: Path | None = None,
+    refuse_late: float | None = None,
 ) -> None:
     """Run the server until SIGINT or SIGTERM.
 
@@ -65,11 +67,15 @@ def serve(
         if table is not None:
             metrics = stack.enter_context(scratch_folder("nexus-metrics-"))
             traced = trace and trace.absolute()  # not what /dev/stdout is a link to
-            context = ServeContext(table.resolve(), prefill_order, late_share, traced, metrics)
+            context = ServeContext(
+                table.resolve(), prefill_order, late_share, traced, metrics, refuse_late
+            )
         arguments, plan = with_plan(model, options, context, force)
         if not getattr(arguments, "uds", None):
             check_port(arguments.host, arguments.port)
         _check_engine(arguments, plan, force)
+        if context is not None:
+            arguments.middleware = [*arguments.middleware, _MIDDLEWARE]
         if context is not None and context.metrics is not None:
             from nexus.runtime.vllm.metrics import on_metrics_page
 
@@ -149,8 +155,8 @@ def _plug_in(arguments: Any, plan: Plan, context: ServeContext, machine: Machine
     ]
     if taken:
         raise EngineError(f"--{taken[0].replace('_', '-')} cannot be combined with --table")
-    if context.prefill_order != "fcfs" and arguments.scheduling_policy == "priority":
-        raise EngineError("--scheduling-policy priority needs --prefill-order fcfs")
+    if context.refuse_late is not None and not since(ERRORS_WITH_A_STATUS):
+        raise EngineError(f"--refuse-late needs vLLM {ERRORS_WITH_A_STATUS} or later")
     if arguments.enable_chunked_prefill is False:
         raise EngineError("--no-enable-chunked-prefill cannot be combined with --table")
     most = max(mode.chunk for mode in plan.modes.values())

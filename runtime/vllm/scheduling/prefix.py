@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from nexus.core.prompts import Prompt
 from nexus.runtime.vllm.compat import Request, SchedulerOutput
 
 FIRST = 4
@@ -40,10 +39,6 @@ class PrefixCache:
             return left
         hit = self._hits.get(request)
         return left - (self._find(request) if hit is None else hit)
-
-    def prompt_of(self, request: Request) -> Prompt:
-        """What the ranker knows of it."""
-        return Prompt(request.request_id, self.tokens_left(request), request.arrival_time)
 
     def look_up(self, request: Request) -> tuple[Any, int]:
         """The cached blocks of a request, by KV cache group, and the tokens that they hold."""

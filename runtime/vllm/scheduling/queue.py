@@ -3,8 +3,10 @@
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 
+from nexus.core.prompts import BATCH, INTERACTIVE, Prompt
 from nexus.core.ranking import PrefillRanker, Rank
 from nexus.runtime.vllm.compat import Request, RequestQueue
+from nexus.runtime.vllm.requests import own_ttft_s_of
 from nexus.runtime.vllm.scheduling.prefix import PrefixCache
 
 _FIRST_OF_ALL: Rank = (-math.inf,)
@@ -16,8 +18,14 @@ class RankedQueue(RequestQueue):
     A preempted request goes before all others, as its client is reading.
     """
 
-    def __init__(self, ranker: PrefillRanker, cache: PrefixCache) -> None:
-        """``ranker`` ranks prompts; ``cache`` knows what is left of each."""
+    def __init__(
+        self, ranker: PrefillRanker, cache: PrefixCache, *, by_priority: bool = False
+    ) -> None:
+        """``ranker`` ranks prompts; ``cache`` knows what is left of each.
+
+        ``by_priority``: where the order is fcfs, vLLM's priorities come before it, all of them.
+        """
+        self._by_priority = by_priority
         self.ranker = ranker
         self._cache = cache
         self._requests: dict[Hashable, Request] = {}
@@ -39,7 +47,17 @@ class RankedQueue(RequestQueue):
         ``partial`` are partially prefilled; ``tokens_per_s`` is the rate at which prompts are
         computed now, 0 if not known.
         """
-        self.ranker.step(now_s, map(self._cache.prompt_of, partial), tokens_per_s)
+        self.ranker.step(now_s, map(self._prompt_of, partial), tokens_per_s)
+
+    def _prompt_of(self, request: Request) -> Prompt:
+        """What the ranker knows of it."""
+        if self.ranker.order == "fcfs":
+            class_number = request.priority if self._by_priority else INTERACTIVE
+        else:
+            class_number = BATCH if request.priority > 0 else INTERACTIVE
+        tokens = self._cache.tokens_left(request)
+        own_s = own_ttft_s_of(request)
+        return Prompt(request.request_id, tokens, request.arrival_time, own_s, class_number)
 
     def computed(self, num_scheduled_tokens: Mapping[str, int]) -> None:
         """A step has so many tokens of each request; those of decodes do not count."""
@@ -59,7 +77,7 @@ class RankedQueue(RequestQueue):
     def add_request(self, request: Request) -> None:
         """Insert at the request's rank, behind its equals."""
         self._requests[request.request_id] = request
-        self.ranker.add(self._cache.prompt_of(request), front=request.num_preemptions > 0)
+        self.ranker.add(self._prompt_of(request), front=request.num_preemptions > 0)
 
     def pop_request(self) -> Request:
         """Take the first."""
@@ -77,7 +95,7 @@ class RankedQueue(RequestQueue):
     def prepend_request(self, request: Request) -> None:
         """Insert at its rank; what was just taken has the place among its equals that it had."""
         self._requests[request.request_id] = request
-        self.ranker.put_back(self._cache.prompt_of(request), front=request.num_preemptions > 0)
+        self.ranker.put_back(self._prompt_of(request), front=request.num_preemptions > 0)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         """As ``prepend_request``, for each."""

@@ -50,7 +50,10 @@ class _Planned(ObservedScheduler):
         ranker = PrefillRanker.of(plan, context.prefill_order, context.late_share)
         self._prefix_cache = PrefixCache(self.kv_cache_manager, self.block_size)
         self._ranked = context.prefill_order != "fcfs"
-        self.waiting = self._queue = RankedQueue(ranker, self._prefix_cache)
+        by_priority = self.scheduler_config.policy == "priority"
+        self.waiting = self._queue = RankedQueue(
+            ranker, self._prefix_cache, by_priority=by_priority
+        )
         if self._lane is not None:
             self._lane.admission.queue = self._queue
         self.nexus_clock: Callable[[], float] = time.time  # that of arrivals
