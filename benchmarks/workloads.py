@@ -113,8 +113,8 @@ def _window(path: Path, name: str, count: int, repeat: int) -> Requests:
 
 
 WORKLOADS: Mapping[str, Draw] = {
-    "azure_conv": partial(_window, TRACES / "azure_conv.csv", "azure_conv"),
-    "azure_code": partial(_window, TRACES / "azure_code.csv", "azure_code"),
+    "azure_conv": partial(_window, TRACES / "azure_conv.csv.gz", "azure_conv"),
+    "azure_code": partial(_window, TRACES / "azure_code.csv.gz", "azure_code"),
     "long-documents": partial(_poisson, "long-documents", (_LONG,)),
     "arxiv": partial(_poisson, "arxiv", (_ARXIV,)),
     "mixed": partial(

@@ -72,13 +72,14 @@ def test_every_listed_package_is_a_package() -> None:
         assert (ROOT.joinpath(*name.split(".")[1:]) / "__init__.py").exists(), name
 
 
-def test_profiles_and_schemas_are_shipped() -> None:
+def test_profiles_schemas_and_templates_are_shipped() -> None:
     patterns = _config()["tool"]["setuptools"]["package-data"]
     for path in _tracked():
         parts = path.relative_to(ROOT).parts
         is_profile = parts[0] == "profiles" and path.suffix == ".yaml"
-        if is_profile or path.name.endswith(".schema.json"):
-            listed = patterns[f"nexus.{parts[0]}"]
+        if is_profile or path.name.endswith((".schema.json", ".jinja")):
+            where = parts[:1] if is_profile else parts[:-1]
+            listed = patterns[".".join(("nexus", *where))]
             assert any(fnmatch.fnmatch(path.name, Path(pattern).name) for pattern in listed), path
     assert "py.typed" in patterns["nexus"]
     assert patterns["nexus.runtime.vllm"] == ["compat.yaml"]

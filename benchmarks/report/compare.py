@@ -1,6 +1,6 @@
 """Systems side by side: who sustains which rate at which bounds, and by how much."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nexus.benchmarks.agenda import attained, plan_serving
@@ -8,6 +8,8 @@ from nexus.benchmarks.metrics import OBJECTIVES, Objective
 from nexus.benchmarks.results import Cell
 from nexus.benchmarks.search import Crossing, crossing
 from nexus.benchmarks.systems import SYSTEMS
+
+Value = Callable[[Cell], float | None]
 
 STOCK = tuple(name for name, system in SYSTEMS.items() if system.sharing is None)
 NOT_RUN = "not run"
@@ -143,6 +145,11 @@ def latest(cells: Iterable[Cell]) -> list[Cell]:
         for cell in cells
     }
     return list(found.values())
+
+
+def figure(spread: str, part: str) -> Value:
+    """A number of a run's metrics, such as the p95 of its ``ttft``; None where the run has none."""
+    return lambda cell: getattr(getattr(cell.metrics, spread, None), part, None)
 
 
 def goodput_rows(table: Table) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """One self-contained HTML page of curves and tables out of a file of results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,13 @@ from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
-from nexus.benchmarks.report.compare import Table, goodput_rows, tables_of
+from nexus.benchmarks.report.compare import Table, Value, figure, goodput_rows, tables_of
 from nexus.benchmarks.results import Cell, all_cells, whole_of
 from nexus.benchmarks.systems import SYSTEMS
 from nexus.core.errors import UserError
 from nexus.core.io.outputs import check_writable, write_atomically
 from nexus.core.io.templates import render_page
 from nexus.core.slo import GOOD_REQUESTS
-
-Value = Callable[[Cell], float | None]
 
 # Told apart without colour too: no two systems share a symbol, neighbours share no dash.
 _COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -89,19 +87,14 @@ def _figures(table: Table, objective: Objective) -> list[dict[str, Any]]:
     by_system = {name: own for name in table.systems if (own := table.of(name, objective))}
     panels: list[tuple[str, Value, float | None]] = [
         ("requests within both bounds, %", lambda c: 100 * c.attainment(objective), 90.0),
-        ("TTFT p50, ms", _figure("ttft", "p50"), None),
-        ("TTFT p95, ms", _figure("ttft", "p95"), objective.ttft_ms),
-        ("TBT p50, ms", _figure("tbt", "p50"), None),
-        ("TBT p95, ms", _figure("tbt", "p95"), objective.gap_ms),
-        ("TBT p99, ms", _figure("tbt", "p99"), None),
-        ("TPOT p95, ms", _figure("tpot", "p95"), None),
+        ("TTFT p50, ms", figure("ttft", "p50"), None),
+        ("TTFT p95, ms", figure("ttft", "p95"), objective.ttft_ms),
+        ("TBT p50, ms", figure("tbt", "p50"), None),
+        ("TBT p95, ms", figure("tbt", "p95"), objective.gap_ms),
+        ("TBT p99, ms", figure("tbt", "p99"), None),
+        ("TPOT p95, ms", figure("tpot", "p95"), None),
     ]
     return [_curves(by_system, *panel, log=number > 0) for number, panel in enumerate(panels)]
-
-
-def _figure(spread: str, part: str) -> Value:
-    """A number of a run's metrics, None where the run has none."""
-    return lambda cell: getattr(getattr(cell.metrics, spread, None), part, None)
 
 
 def _curves(
@@ -112,7 +105,7 @@ def _curves(
     *,
     log: bool,
 ) -> dict[str, Any]:
-    figure = go.Figure()
+    drawing = go.Figure()
     for system, own in by_system.items():
         at: dict[float, list[float]] = {}
         for cell in own:
@@ -125,15 +118,15 @@ def _curves(
             "array": [max(at[rate]) - mean for rate, mean in pairs],
             "arrayminus": [mean - min(at[rate]) for rate, mean in pairs],
         }
-        figure.add_scatter(
+        drawing.add_scatter(
             x=rates, y=means, error_y=spread, name=system, mode="lines+markers", **_look(system)
         )
     if bound is not None:
-        figure.add_hline(y=bound, line={"color": "#333", "width": 1.5, "dash": "longdash"})
+        drawing.add_hline(y=bound, line={"color": "#333", "width": 1.5, "dash": "longdash"})
     scale = {"type": "log"} if log else {"range": [0, 102]}
-    figure.update_yaxes(title=name, **scale)
-    figure.update_xaxes(title="requests/s", rangemode="tozero")
-    figure.update_layout(
+    drawing.update_yaxes(title=name, **scale)
+    drawing.update_xaxes(title="requests/s", rangemode="tozero")
+    drawing.update_layout(
         template="simple_white",
         height=320 if log else 430,
         margin={"l": 60, "r": 10, "t": 10, "b": 50},
@@ -142,7 +135,7 @@ def _curves(
         font={"size": 13},
     )
     shown = {"displayModeBar": False, "responsive": True}
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config=shown)
+    drawn = drawing.to_html(full_html=False, include_plotlyjs=False, config=shown)
     return {"wide": not log, "html": drawn}
 
 
@@ -168,7 +161,7 @@ def _runs(cells: Sequence[Cell]) -> list[list[str]]:
         row += [f"{m.completed}", f"{m.failed}", f"{m.requests_per_s:.2f}"]
         row.append(f"{m.output_tokens_per_s:.0f}")
         for name, part in product(_SPREADS, _SHOWN):
-            found = _figure(name, part)(cell)
+            found = figure(name, part)(cell)
             row.append("" if found is None else f"{found:.1f}")
         rows.append(row)
     return [head, *rows]

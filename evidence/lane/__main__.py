@@ -1,15 +1,7 @@
 """``python -m nexus.evidence.lane``: evidence that the prefill lane does what it says.
 
-::
-
-    python -m nexus.evidence.lane engine MODEL --table plan.yaml -o DIR [vLLM OPTION ...]
-        stock vLLM's answers against the lane's; %smid and CUPTI of every partition
-    python -m nexus.evidence.lane server MODEL --table plan.yaml -o DIR [vLLM OPTION ...]
-        nexus serve: hand-over, time between tokens, 2,000 requests with a fifth given up
-    python -m nexus.evidence.lane trace trace.json [--table plan.yaml --profile profile.yaml]
-        hand-over and time between tokens, of any trace of nexus serve
-
-MODEL may be a folder with a config.json alone; then give --load-format dummy.
+MODEL may be a folder with a config.json alone; then give --load-format dummy. What a command does
+not know goes to vLLM.
 """
 
 import json
@@ -109,7 +101,10 @@ def _gather(
 
 
 def _engine(asked: Asked) -> int:
-    """Both engines, one after the other, each in a process of its own."""
+    """Stock vLLM's answers against the lane's; %smid and CUPTI of every partition.
+
+    Both engines, one after the other, each in a process of its own.
+    """
     lane_modes_of(read_plan(asked.table), asked.modes)  # a mistake is told at once
     codes = []
     for name in ("stock", "lane"):
@@ -123,6 +118,7 @@ def _engine(asked: Asked) -> int:
 
 
 def _stock(asked: Asked) -> int:
+    """Stock vLLM's answers alone."""
     quieten(verbose=False)
     path = _checked_folder(asked) / "stock-answers.json"
     path.unlink(missing_ok=True)
@@ -132,6 +128,7 @@ def _stock(asked: Asked) -> int:
 
 
 def _lane(asked: Asked) -> int:
+    """The lane's answers against those of stock vLLM that are there, and its partitions."""
     from nexus.evidence.lane.window import Load
 
     quieten(verbose=False)
@@ -158,6 +155,7 @@ def _lane(asked: Asked) -> int:
 
 
 def _server(asked: Asked) -> int:
+    """A server's hand-over, time between tokens, and 2,000 requests with a fifth given up."""
     from nexus.evidence.lane.served import Wanted, observe
 
     quieten(verbose=False)
@@ -195,6 +193,7 @@ def _trace(
         Path | None, typer.Option("--output", "-o", help="A JSON file; else it is printed.")
     ] = None,
 ) -> None:
+    """Hand-over and time between tokens, of any trace of nexus serve."""
     if output is not None:
         check_writable(output, trace, table, profile)
     plan = None if table is None else read_plan(table)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
+from itertools import product
 
 from nexus.benchmarks.metrics import OBJECTIVES
 from nexus.benchmarks.report.compare import STOCK, Ratio, Table, goodput_rows, tables_of
@@ -11,6 +12,8 @@ from nexus.core.spread import Spread
 from nexus.evidence.result_tables.predicted import MEDIAN_WITHIN, TAIL_WITHIN, Pair
 
 _SET_ANYWAY = ("--max-model-len", "--dtype", "--max-num-seqs", "--max-num-batched-tokens")
+
+NEXUS = "nexus-deadline-plan"  # what ``nexus serve`` does by default
 
 Rows = Iterable[Sequence[str]]
 
@@ -167,6 +170,18 @@ def _overall(tables: Sequence[Table]) -> str:
     won = sum(ratio.at_least >= 1.0 for ratio, *_ in rows)
     summary = f"{won} of {len(rows)} are surely 1.00× or more."
     return f"## Wins and losses\n\n{summary}\n\n{markdown(head, body)}"
+
+
+def summary(tables: Sequence[Table]) -> str:
+    """One table: the default system of Nexus beside the best stock setting, wherever both ran."""
+    rows = []
+    for table, objective in product(tables, OBJECTIVES):
+        ratio, best = table.ratio(NEXUS, objective), table.best_stock(objective)
+        if ratio is not None and best is not None:
+            own = str(table.crossing(NEXUS, objective))
+            which = [table.model, table.workload, objective.name]
+            rows.append([*which, f"{best[1]} ({best[0]})", own, str(ratio)])
+    return markdown(["model", "workload", "bounds", "best stock vLLM", "Nexus", "ratio"], rows)
 
 
 def _worst(ratio: Ratio) -> float:

@@ -5,14 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from nexus.benchmarks.report.compare import tables_of
 from nexus.benchmarks.results import PlanUsed, Store, read_cells
 from nexus.benchmarks.search import Candidate, Forecast
 from nexus.benchmarks.systems import SYSTEMS
 from nexus.core.errors import UserError
 from nexus.core.plan import Mode, Row, read_plan
-from nexus.evidence.result_tables.__main__ import SHOWN, TABLES, cells_of, committed
+from nexus.evidence.result_tables.__main__ import (
+    BEGIN,
+    END,
+    PAGE,
+    SHOWN,
+    TABLES,
+    cells_of,
+    committed,
+    put,
+)
 from nexus.evidence.result_tables.compact import compacted
-from nexus.evidence.result_tables.document import document, mean_and_range
+from nexus.evidence.result_tables.document import document, mean_and_range, summary
 from nexus.evidence.result_tables.predicted import Predictor, overloaded
 from nexus.profiles.schema import read_profile
 from nexus.tests.benchmarks.test_compare import CELLS, LOOSE, TIGHT, run
@@ -25,8 +35,17 @@ MEASURED = RESULTS / "llama-3.1-8b_nvidia-h200.jsonl"
 
 
 def test_tables_come_from_the_committed_results() -> None:
-    measured = document(cells_of(committed()), [], SHOWN)
+    cells = cells_of(committed())
+    measured = document(cells, [], SHOWN)
     assert measured.rstrip() in TABLES.read_text(), f"run: {SHOWN} --write"
+    assert summary(tables_of(cells)) in PAGE.read_text(), f"run: {SHOWN} --write"
+
+
+def test_a_page_s_own_part_alone_is_replaced(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{BEGIN}old\n{END}after\n")
+    put(page, "new")
+    assert page.read_text() == f"before\n{BEGIN}\nnew\n\n{END}after\n"
 
 
 def test_a_document_stands_with_what_there_is() -> None:
