@@ -12,9 +12,6 @@ from nexus.benchmarks.systems import DECISIVE, System
 from nexus.core.plan import Plan
 from nexus.profiles.schema import Profile
 
-# Of what a burst of requests was served at: below, near and above capacity.
-_AROUND = (0.5, 0.8, 1.2)
-
 
 @dataclass(frozen=True)
 class Grid:
@@ -50,12 +47,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Job:
-    """One call of ``nexus bench``.
+    """One call of ``nexus bench``; ``options`` go to every server.
 
-    ``options`` go to every server. Plans are made from ``profile`` (read from ``source``) and
-    kept in the folder ``plans``, or ``plan`` serves all. ``part`` names the file of results of
-    one of several calls at a time. ``burst`` is how many requests at once show what a
-    workload's capacity is, where no profile tells; ``minutes`` limits the whole call.
+    Plans are made from ``profile`` (read from ``source``) and kept in the folder ``plans``, or
+    ``plan`` serves all. ``burst`` is how many requests at once show what a workload's capacity
+    is, where no profile tells.
     """
 
     model: str
@@ -137,11 +133,9 @@ def plan_serving(objective: Objective, made_for: Iterable[Objective]) -> Objecti
     return max(implying, key=lambda one: (one.gap_ms, one.ttft_ms), default=None)
 
 
-def wanted_rates(grid: Grid, burst_per_s: float | None) -> tuple[float, ...]:
-    """The rates around a burst's, where none were asked for; () while nothing tells."""
-    if grid.rates or burst_per_s is None:
-        return grid.rates
-    return tuple(on_grid(share * burst_per_s) for share in _AROUND)
+def rates_around(burst_per_s: float) -> tuple[float, ...]:
+    """Below, near and above capacity, by what a burst of requests was served at."""
+    return tuple(on_grid(share * burst_per_s) for share in (0.5, 0.8, 1.2))
 
 
 def next_cell(
@@ -165,10 +159,9 @@ def next_cell(
             return rate, 0
     for objective in objectives:
         start = expected.get(objective) or (sorted(rates)[len(rates) // 2] if rates else None)
-        if start is not None:
-            found = next_rate(attained(first_runs, objective), start)
-            if found is not None:
-                return found, 0
+        found = next_rate(attained(first_runs, objective), start) if start else None
+        if found is not None:
+            return found, 0
     edges = [crossing(attained(first_runs, objective)) for objective in objectives]
     again = [*rates, *(r for edge in edges for r in (edge.goodput, edge.above) if r)]
     for repeat in range(1, grid.repeats):

@@ -34,8 +34,7 @@ class TooSlowError(RunError):
 class TokenIds:
     """A tokenizer whose ``decode`` leaves ids as they are.
 
-    vLLM 0.26 turns the trace's token ids into text, which a server encodes to another
-    number of tokens; later releases send the ids. With this, so does 0.26.
+    vLLM 0.26 sends a trace's token ids as text, of another number of tokens; later ones the ids.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -83,7 +82,8 @@ def replay(
     try:
         _join(process, limit_s, check)
     finally:
-        _stop(process)
+        process.kill()
+        process.join()
     if process.exitcode != 0 or not result.exists():
         raise RunError(f"the client failed: {_last_line(log)}")
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
@@ -110,12 +110,6 @@ def _join(process: BaseProcess, limit_s: float, check: Callable[[], None]) -> No
             check()
             if time.monotonic() > end:
                 raise TooSlowError(f"not done after {limit_s:.0f} s")
-
-
-def _stop(process: BaseProcess) -> None:
-    if process.is_alive():
-        process.kill()
-    process.join()
 
 
 def _last_line(log: Path) -> str:

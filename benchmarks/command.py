@@ -21,7 +21,7 @@ from nexus.runtime.vllm.options import given
 MAX_MODEL_LEN = 16384  # the longest request of any workload, and then some
 QUICK_PROFILE = ("--minutes", "0.25", "--max-num-batched-tokens", "256")
 QUICK_SECONDS = 6.0  # of each run
-QUICK_OPTIONS = {"--max-model-len": "1024", "--max-num-seqs": "8"}
+QUICK_OPTIONS = (("--max-model-len", "1024"), ("--max-num-seqs", "8"), ("--enforce-eager",))
 _CACHES, _CACHES_NOT = "--enable-prefix-caching", "--no-enable-prefix-caching"
 _SET_BY_SYSTEMS = ("--max-num-batched-tokens", "--table", "--prefill-order", "--port", "--host")
 
@@ -119,34 +119,28 @@ def quick_job(words: Words, folder: Path) -> Job:
     Without a profile or plan, one is measured first, into ``folder``.
     """
     model, options = with_tokenizer(words.model, folder), words.options
-    for name, value in QUICK_OPTIONS.items():
-        if not given(options, name):
-            options = (*options, name, value)
-    if not given(options, "--enforce-eager"):
-        options = (*options, "--enforce-eager")
+    for words_of_one in QUICK_OPTIONS:
+        if not given(options, words_of_one[0]):
+            options = (*options, *words_of_one)
     profile, where = words.profile, None
     if profile is None and words.table is None:
         profile = folder / "profile.yaml"
         _measure_profile(model, options, profile)
         where = where_measured(read_profile(profile))
-    job = job_of(
-        replace(
-            words,
-            model=model,
-            options=options,
-            profile=profile,
-            systems=words.systems or "vllm-default,nexus-deadline-plan",
-            workloads=words.workloads or "random:64:8",
-            rates=words.rates or "1",
-            bounds=words.bounds or "10000/2000",
-            duration_s=QUICK_SECONDS,
-            repeats=1,
-            search=False,
-        ),
-        folder,
-        where,
+    quick = replace(
+        words,
+        model=model,
+        options=options,
+        profile=profile,
+        systems=words.systems or "vllm-default,nexus-deadline-plan",
+        workloads=words.workloads or "random:64:8",
+        rates=words.rates or "1",
+        bounds=words.bounds or "10000/2000",
+        duration_s=QUICK_SECONDS,
+        repeats=1,
+        search=False,
     )
-    return replace(job, warm_up=2)
+    return replace(job_of(quick, folder, where), warm_up=2)
 
 
 def shared_options(

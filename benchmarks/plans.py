@@ -86,11 +86,10 @@ class Plans:
         missing = [kind for kind in commands if kind not in self._made]
         workers = max(1, min(len(missing), (os.cpu_count() or 2) // 2))
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            tasks = {
-                kind: pool.submit(_make, profile, max_model_len, kind, commands[kind])
-                for kind in missing
-            }
-            self._made |= {kind: task.result() for kind, task in tasks.items()}
+            tasks = [
+                pool.submit(_make, profile, max_model_len, each, commands[each]) for each in missing
+            ]
+            self._made |= {kind: task.result() for kind, task in zip(missing, tasks, strict=True)}
         for kind in missing:
             made = self._made[kind]
             if folder is not None and not isinstance(made, UserError):
@@ -119,7 +118,7 @@ def kind_of(deployment: Deployment) -> Kind | None:
 
 def _make(profile: Profile, max_model_len: int, kind: Kind, command: str) -> Plan | UserError:
     known = to_plan_for(kind.workload, max_model_len)
-    by = Provenance(now(), command, dict(profile.provenance.software))
+    by = Provenance(now(), command, profile.provenance.software)
     try:
         return plan_for(kind.sharing, profile, kind.objective.bounds, known, by)
     except UserError as error:
@@ -213,14 +212,10 @@ class Preparations:
 
     def expected(self, ready: Ready, workload: str) -> dict[Objective, float]:
         """Where its goodput is expected at each of its bounds; empty if nothing says."""
-        if not self._job.grid.searches(workload):
-            return {}
         who = Candidate(ready.deployment.system, ready.plan, ready.used.hash if ready.used else "")
-        found = {
-            objective: self._forecasts.of(who, workload, objective)
-            for objective in ready.deployment.objectives
-        }
-        return {objective: rate for objective, rate in found.items() if rate is not None}
+        bounds = ready.deployment.objectives if self._job.grid.searches(workload) else ()
+        found = {one: self._forecasts.of(who, workload, one) for one in bounds}
+        return {one: rate for one, rate in found.items() if rate is not None}
 
     def _plan(self, deployment: Deployment) -> Plan | None:
         job, sharing = self._job, deployment.system.sharing

@@ -34,11 +34,7 @@ class Key:
 
 @dataclass(frozen=True, config=STRICT)
 class PlanUsed:
-    """Enough of a plan to make it again from its profile, and to read what it does.
-
-    ``hash`` is over all of it but its provenance, so that it is the same however often the
-    plan is made; ``workload`` is what it was made for.
-    """
+    """Enough of a plan to make it again from its profile; ``hash`` is ``plan_hash``'s."""
 
     hash: str
     profile_hash: str
@@ -92,8 +88,7 @@ class Setting:
 class Condition:
     """The machine during a run: mean SM clock and power, highest temperature, the host's speed.
 
-    ``host_us`` is the median time of a fixed piece of Python, in microseconds: a server whose
-    steps wait for a slow host shows in it, with a high clock and a low power.
+    ``host_us`` is the median time of a fixed piece of Python, in microseconds.
     """
 
     sm_mhz: float
@@ -151,15 +146,12 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read ``path`` and its other parts, as far as they are there; raises DocumentError.
-
-        A half-written end is cut.
-        """
+        """Read ``path`` and its other parts, as far as they are there; raises DocumentError."""
         self.path = path
         self._cells = all_cells(path)
 
     def add(self, cell: Cell) -> None:
-        """Append ``cell``."""
+        """Append ``cell``, in place of an end that was half written."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nexus.benchmarks.agenda import Deployment, Job, deployments, next_cell, wanted_rates
+from nexus.benchmarks.agenda import Deployment, Job, deployments, next_cell, rates_around
 from nexus.benchmarks.client import RunError, TooSlowError, prepare, replay
 from nexus.benchmarks.machine import watched
 from nexus.benchmarks.metrics import Objective, summarize
@@ -95,8 +95,6 @@ class Bench:
         for deployment in deployments(self._job.grid, given):
             try:
                 self._do(deployment)
-            except OutOfTimeError:
-                raise
             except UserError as error:  # RunError, or no plan: nothing more of this system
                 self.failed.add(deployment.label)
                 self._say(f"{deployment.label}: given up: {error}")
@@ -123,7 +121,7 @@ class Bench:
             burst_per_s = self._burst_per_s(workload)
             if burst_per_s is None:
                 return None, 0
-            rates = wanted_rates(grid, burst_per_s)
+            rates = rates_around(burst_per_s)
         measured = []
         for cell in self.store:
             same = self._cell(ready, workload, cell.key.rate, cell.key.repeat)
@@ -136,8 +134,12 @@ class Bench:
         """What any system served a burst at, on this machine and with this model."""
         wanted = (workload, None, self._here.machine, self._here.model_hash)
         for cell in self.store:
-            key, setting = cell.key, cell.setting
-            which = (key.workload, key.rate, setting.machine, setting.model_hash)
+            which = (
+                cell.key.workload,
+                cell.key.rate,
+                cell.setting.machine,
+                cell.setting.model_hash,
+            )
             if cell.metrics is not None and which == wanted:
                 return cell.metrics.requests_per_s
         return None
@@ -178,7 +180,8 @@ class Bench:
         else:
             metrics, per_request = summarize(details)
             if metrics.completed == 0:
-                raise RunError(f"every request failed: {_first_error(details)}")
+                why = next((str(error) for error in details["errors"] if error), "no token came")
+                raise RunError(f"every request failed: {why.strip().splitlines()[-1]}")
             cell = replace(cell, metrics=metrics, per_request=per_request, condition=condition())
             self._keep_raw(details, digest(cell.created + ready.command + workload))
             self.store.add(cell)
@@ -269,8 +272,3 @@ def _told(cell: Cell) -> str:
         f"{metrics.tbt.p50:.1f} p95 {metrics.tbt.p95:.1f} p99 {metrics.tbt.p99:.1f} ms, "
         f"{metrics.requests_per_s:.2f} req/s, {metrics.failed} failed"
     )
-
-
-def _first_error(details: dict[str, Any]) -> str:
-    told = next((str(error) for error in details["errors"] if error), "no token came")
-    return told.strip().splitlines()[-1]

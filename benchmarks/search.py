@@ -148,10 +148,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one machine's profile.
-
-    ``max_model_len`` (tokens) and ``max_num_seqs`` are the servers', ``duration_s`` a run's.
-    """
+    """Of a machine's profile, with the servers' limits in tokens and sequences, and a run's time."""
 
     profile: Profile
     max_model_len: int

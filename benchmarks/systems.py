@@ -77,8 +77,6 @@ def _nexus(order: PrefillOrder, sharing: Sharing) -> System:
     return System(f"nexus-{order}-{sharing}", sharing=sharing, order=order)
 
 
-_PARTS: tuple[Sharing, ...] = ("fused", "split", "overlap")
-
 # The systems that decide whether Nexus is worth running, then what tells its parts apart.
 DECISIVE = (
     _stock(None),
@@ -87,7 +85,7 @@ DECISIVE = (
     *(_nexus(order, "plan") for order in ORDERS),
 )
 OTHERS = (
-    *(_nexus(order, sharing) for sharing in _PARTS for order in ORDERS),
+    *(_nexus(order, sharing) for sharing in ("fused", "split", "overlap") for order in ORDERS),
     System("nexus-mps", sharing="mps"),
     _stock(256),
     _stock(320),

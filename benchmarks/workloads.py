@@ -86,10 +86,7 @@ def _poisson(name: str, parts: tuple[Part, ...], count: int, repeat: int) -> Req
 
 @cache
 def _whole_trace(path: Path) -> tuple[Requests, str]:
-    """A trace, and a line about it.
-
-    Of a column of cached tokens nothing is kept: it does not say what a server could find again.
-    """
+    """A trace, and a line about it; cached tokens do not say what a server could find again."""
     told: list[str] = []
     requests = read_trace(path, say=told.append)
     lengths = replace(requests.lengths, hits=None)
@@ -117,11 +114,7 @@ WORKLOADS: Mapping[str, Draw] = {
     "azure_code": partial(_window, TRACES / "azure_code.csv.gz", "azure_code"),
     "long-documents": partial(_poisson, "long-documents", (_LONG,)),
     "arxiv": partial(_poisson, "arxiv", (_ARXIV,)),
-    "mixed": partial(
-        _poisson,
-        "mixed",
-        (_CHAT._replace(share=0.6), _LONG._replace(share=0.4)),
-    ),
+    "mixed": partial(_poisson, "mixed", (_CHAT._replace(share=0.6), _LONG._replace(share=0.4))),
 }
 
 
@@ -201,14 +194,10 @@ def as_timed_trace(requests: Requests, run: int = 0) -> str:
     rows = zip(
         requests.arrivals_s, lengths.inputs, lengths.outputs, _hash_ids(requests, run), strict=True
     )
+    names = ("timestamp", "input_length", "output_length", "hash_ids")
     lines = [
         json.dumps(
-            {
-                "timestamp": round(float(at), 6),
-                "input_length": int(inputs),
-                "output_length": int(outputs),
-                "hash_ids": ids,
-            }
+            dict(zip(names, (round(float(at), 6), int(inputs), int(outputs), ids), strict=True))
         )
         for at, inputs, outputs, ids in rows
     ]

@@ -20,10 +20,7 @@ _NEAR = 0.5  # within bounds: with less at every rate, they were rates for other
 
 @dataclass(frozen=True)
 class Ratio:
-    """What a goodput ratio is surely not below, and not above; 0 and None where nothing says.
-
-    The two differ where a crossing was not bracketed to neighbours.
-    """
+    """What a goodput ratio is surely not below, and not above; 0 and None where nothing says."""
 
     at_least: float
     at_most: float | None
@@ -97,20 +94,12 @@ class Table:
             return name, Crossing(edge.at_least, None, edge.at_least)
         return max(there, key=lambda one: (one[1].at_most or 0.0, one[1].estimate), default=None)
 
-    def ratio(self, system: str, objective: Objective, over: str | None = None) -> Ratio | None:
-        """Its goodput over that of ``over``, else of the best stock setting.
-
-        None where nothing is known of it.
-        """
-        if over is not None:
-            other = self.crossing(over, objective)
-        else:
-            best = self.best_stock(objective)
-            other = None if best is None else best[1]
-        own = self.crossing(system, objective)
-        if own is None or other is None:
+    def ratio(self, system: str, objective: Objective) -> Ratio | None:
+        """Its goodput over the best stock setting's; None where nothing is known of it."""
+        best, own = self.best_stock(objective), self.crossing(system, objective)
+        if own is None or best is None:
             return None
-        least, most = other.at_least, other.at_most
+        least, most = best[1].at_least, best[1].at_most
         at_least = own.at_least / most if most else 0.0
         at_most = own.at_most / least if own.at_most and least else None
         return Ratio(at_least, at_most) if at_least or at_most else None
@@ -165,8 +154,7 @@ def goodput_rows(table: Table) -> list[list[str]]:
         best.append(f"{found[1]} ({found[0]})" if found else NOT_RUN)
     rows.append(best)
     for name in (name for name in table.systems if name not in STOCK):
-        for over in (None, *(other for other in table.systems if other in STOCK)):
-            ratios = [str(table.ratio(name, objective, over) or "") for objective in OBJECTIVES]
-            if any(ratios):
-                rows.append([f"{name} / {over or 'best stock'}", *ratios])
+        ratios = [str(table.ratio(name, objective) or "") for objective in OBJECTIVES]
+        if any(ratios):
+            rows.append([f"{name} / best stock", *ratios])
     return [head, *rows]

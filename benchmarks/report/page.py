@@ -79,7 +79,7 @@ def _section(table: Table) -> dict[str, Any]:
 def _objectives(table: Table) -> list[Objective]:
     """The bounds that plans were made for; all of them where there was no plan."""
     names = {cell.key.objective for cell in table.cells if cell.key.objective}
-    chosen = [Objective.parse(name) for name in names] or list(OBJECTIVES)
+    chosen = map(Objective.parse, names) if names else OBJECTIVES
     return sorted(chosen, key=lambda o: (o.tpot, o.ttft_ms, o.gap_ms))
 
 

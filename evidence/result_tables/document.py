@@ -49,7 +49,7 @@ def _preface(tables: Sequence[Table], shown: str) -> str:
         f"is the rate, in requests a second, up to which at least {GOOD_REQUESTS:.0%} of all requests "
         f"meet both bounds: a measured crossing between two neighbouring rates, interpolated. "
         f"`8 to 16` is a bracket not closed, `≥` and `<` one that was not found; "
-        f"ratios then take its worse end. A stock setting with less than half of its requests "
+        f"a ratio then is a range, or has one end. A stock setting with less than half of its requests "
         f"within bounds at all of its rates ran there for other bounds: the best is sought among "
         f"the rest.\n\n"
         f"The tables below are what `{shown}` prints."

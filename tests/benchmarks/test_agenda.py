@@ -9,7 +9,7 @@ from nexus.benchmarks.agenda import (
     next_cell,
     plan_serving,
     planned,
-    wanted_rates,
+    rates_around,
 )
 from nexus.benchmarks.metrics import Objective, PerRequest
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting
@@ -92,10 +92,7 @@ def test_an_expected_crossing_needs_few_runs() -> None:
 
 
 def test_rates_are_chosen_around_what_a_burst_is_served_at() -> None:
-    grid = replace(GRID, rates=())
-    assert wanted_rates(grid, None) == ()
-    assert wanted_rates(grid, 16.0) == pytest.approx((8.0, 12.8, 19.2), rel=0.03)
-    assert wanted_rates(GRID, 16.0) == GRID.rates
+    assert rates_around(16.0) == pytest.approx((8.0, 12.8, 19.2), rel=0.03)
 
 
 def test_systems_have_names() -> None:
