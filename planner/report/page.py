@@ -19,6 +19,7 @@ from nexus.planner.report.figures import (
 )
 from nexus.planner.report.maps import regime_figure, table_figure
 from nexus.planner.report.verdict import describe
+from nexus.planner.report.waits import waits_table
 from nexus.planner.search.plan_search import PlanSearch
 from nexus.planner.search.solve import make_plan_search
 from nexus.planner.workload.requests import Lengths, Requests
@@ -61,7 +62,9 @@ def report(plan: Plan, profile: Profile, lengths: Lengths | Requests | None = No
         )
     plan_search = make_plan_search(profile, plan.bounds, lengths or plan.workload, plan.provenance)
     drawn = [_section(*part) for part in _parts(plan, profile, plan_search) if part[2] is not None]
-    return _page(plan, profile, "".join([*drawn, _accuracy(profile)]))
+    tables = [waits_table(plan, plan_search), _accuracy(profile)]
+    verdict = describe(plan, profile, lengths)
+    return _page(plan, profile, verdict, "".join([*drawn, *tables]))
 
 
 def _parts(
@@ -142,7 +145,7 @@ def _accuracy(profile: Profile) -> str:
     )
 
 
-def _page(plan: Plan, profile: Profile, body: str) -> str:
+def _page(plan: Plan, profile: Profile, verdict: str, body: str) -> str:
     sizes = [f"{name.replace('_', ' ')} {n}" for name, n in plan.engine.parallel.items() if n > 1]
     title = ", ".join([f"{plan.model.name} on {plan.machine.name}", *sizes])
     provenance = (
@@ -156,6 +159,6 @@ def _page(plan: Plan, profile: Profile, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Nexus: {escape(title)}</title><style>{_STYLE}</style>"
         f"<script>{get_plotlyjs()}</script></head><body>"
-        f"<h1>{escape(title)}</h1><p class='verdict'>{escape(describe(plan, profile))}</p>\n"
+        f"<h1>{escape(title)}</h1><p class='verdict'>{escape(verdict)}</p>\n"
         f"{body}<footer>{escape(provenance)}</footer></body></html>\n"
     )
