@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PROFILE = ROOT / "profiles" / "h200" / "llama-3.1-8b.yaml"
 PLANS = ROOT / "evidence" / "results" / "h200" / "plans"
 SECONDS = 600.0
-SHARES = (0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5)
+SHARES = (0.02, 0.05, 0.08, 0.1, 0.15, 0.3, 0.5)
 STOCK = (512, 1024, 2048, 8192)  # the last is vLLM's default
 CASES = {"azure_conv": 20.0, "mixed": None}  # requests/s; None: 1.2 times what the plan sustains
 OVERLOAD = 1.2
@@ -133,12 +133,12 @@ def _panel(
     canvas.text((middle, HEIGHT - 20), "slowdown p99, longest tenth", 0, font, anchor="mt")
     points = [at(each.waits.slowdown_longest.p99, each.on_time) for each in outcomes]
     canvas.line(points[: len(SHARES)], fill=0, width=2)
-    for (x, y), outcome in zip(points, outcomes, strict=True):
+    for index, ((x, y), outcome) in enumerate(zip(points, outcomes, strict=True)):
         shared, default = outcome.name.startswith("late"), f"late share {DEFAULT_LATE_SHARE:g}"
         radius = 6 if outcome.name == default else 3
         canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=0 if shared else 170)
         if not shared:
-            canvas.text((x, y - 5), outcome.name, fill=90, font=font, anchor="mb")
+            canvas.text((x, y - 4 - 14 * (index % 3)), outcome.name, 90, font, anchor="mb")
 
 
 def main() -> None:
