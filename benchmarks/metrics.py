@@ -21,21 +21,29 @@ from nexus.core.spread import Spread, percentile
 
 @dataclass(frozen=True, config=STRICT)
 class Objective:
-    """Bounds in ms on TTFT, and on a request's TBT p95 or (``tpot``) its TPOT."""
+    """Bounds in ms on TTFT, and on a request's TBT p95 or (``tpot``) its TPOT.
+
+    That on TTFT is later by ``ttft_ms_per_1k_tokens`` for each 1,000 prompt tokens; which of
+    them are cached no client knows.
+    """
 
     ttft_ms: float = Field(gt=0)
     gap_ms: float = Field(gt=0)
     tpot: bool = False
+    ttft_ms_per_1k_tokens: float = Field(default=0.0, ge=0, exclude_if=lambda ms: ms == 0.0)
 
     @property
     def name(self) -> str:
-        """Such as ``1000/25`` or ``500/30:tpot``."""
-        return f"{self.ttft_ms:g}/{self.gap_ms:g}" + (":tpot" if self.tpot else "")
+        """Such as ``1000/25``, ``1000+40/25`` or ``500/30:tpot``."""
+        slope = self.ttft_ms_per_1k_tokens
+        ttft = f"{self.ttft_ms:g}" + (f"+{slope:g}" if slope else "")
+        return f"{ttft}/{self.gap_ms:g}" + (":tpot" if self.tpot else "")
 
     def within(self, other: "Objective") -> bool:
         """Whether who meets these bounds meets ``other`` too: a bound on TBT is one on TPOT."""
         return (
             self.ttft_ms <= other.ttft_ms
+            and self.ttft_ms_per_1k_tokens <= other.ttft_ms_per_1k_tokens
             and self.gap_ms <= other.gap_ms
             and (other.tpot or not self.tpot)
         )
@@ -43,24 +51,28 @@ class Objective:
     @property
     def bounds(self) -> Bounds:
         """What a plan is made for: a bound on TPOT is one on every gap, to be safe."""
-        return Bounds(ttft_ms=self.ttft_ms, tbt_ms=self.gap_ms)
+        return Bounds(self.ttft_ms, self.gap_ms, self.ttft_ms_per_1k_tokens)
 
     @classmethod
     def of(cls, bounds: Bounds) -> "Objective":
         """What a plan with these bounds is for."""
-        return cls(ttft_ms=bounds.ttft_ms, gap_ms=bounds.tbt_ms)
+        slope = bounds.ttft_ms_per_1k_tokens
+        return cls(bounds.ttft_ms, bounds.tbt_ms, ttft_ms_per_1k_tokens=slope)
 
     @classmethod
     def parse(cls, text: str) -> "Objective":
         """From its name; raises UserError."""
         pair, _, kind = text.partition(":")
         ttft, _, gap = pair.partition("/")
+        base, plus, slope = ttft.partition("+")
         try:
             if kind not in ("", "tpot"):
                 raise ValueError(kind)
-            return cls(ttft_ms=float(ttft), gap_ms=float(gap), tpot=kind == "tpot")
+            return cls(float(base), float(gap), kind == "tpot", float(slope) if plus else 0.0)
         except ValueError:
-            raise UserError(f"bounds {text!r} are not like 1000/25 or 500/30:tpot") from None
+            raise UserError(
+                f"bounds {text!r} are not like 1000/25, 1000+40/25 or 500/30:tpot"
+            ) from None
 
 
 OBJECTIVES = tuple(
@@ -84,12 +96,13 @@ class PerRequest:
     def attainment(self, objective: Objective) -> float:
         """The share of all requests that meet both bounds."""
         gaps = self.tpot_ms if objective.tpot else self.tbt_p95_ms
+        bounds = objective.bounds
         met = [
             ttft is not None
             and gap is not None
-            and ttft <= objective.ttft_ms
+            and ttft <= bounds.ttft_ms_for(tokens)
             and gap <= objective.gap_ms
-            for ttft, gap in zip(self.ttft_ms, gaps, strict=True)
+            for ttft, gap, tokens in zip(self.ttft_ms, gaps, self.input_tokens, strict=True)
         ]
         return sum(met) / len(met)
 

@@ -54,6 +54,12 @@ def plan(
     ttft_ms: Annotated[
         float, typer.Option(help="Bound on time to first token.", min=0.001, max=MOST)
     ] = 2000,
+    ttft_ms_per_1k_tokens: Annotated[
+        float,
+        typer.Option(
+            help="How much later it is for each 1,000 prompt tokens to compute.", min=0.0, max=MOST
+        ),
+    ] = 0.0,
     tbt_ms: Annotated[
         float, typer.Option(help="Bound on time between tokens.", min=0.001, max=MOST)
     ] = 200,
@@ -110,7 +116,7 @@ def plan(
     means = _means(input_tokens, output_tokens) or lengths_of(ASSUMED)
     workload = requests_of(trace, columns, tokenizer, rate) or means
     say_what_is_cut(measured, workload)
-    bounds = Bounds(ttft_ms=ttft_ms, tbt_ms=tbt_ms)
+    bounds = Bounds(ttft_ms, tbt_ms, ttft_ms_per_1k_tokens)
     if partitioner is PartitionerOption.mps:
         if export is not None or policy is not Policy.nexus:
             raise UserError("--partitioner mps has one static share: no --export, no --policy")
@@ -132,7 +138,7 @@ def plan(
         typer.echo(f"wrote {target}")
         return
     write_plan(output, made)
-    typer.echo(describe(made, measured))
+    typer.echo(describe(made, measured, workload))
     modes = f"{len(made.modes)} mode{'' if len(made.modes) == 1 else 's'}"
     typer.echo(f"wrote {output}: {len(made.rows)} states, {modes}")
 
@@ -158,7 +164,7 @@ def _plan_static(
             created=now(),
         )
     write_plan(output, made.plan)
-    typer.echo(describe(made.plan, measured))
+    typer.echo(describe(made.plan, measured, lengths_of(workload)))
     typer.echo(made.comparison())
     typer.echo(f"wrote {output}: one share for all states, {next(iter(made.plan.modes))}")
 

@@ -43,10 +43,13 @@ class LateShare:
         """The present share of class ``number``, if anyone of it is late."""
         return self._shares[number]
 
-    def oldest_waited(self, bounds: float) -> None:
-        """The oldest interactive prompt that is late has waited so many times its bound."""
+    def oldest_waited(self, bounds: float, batch_waits: bool) -> None:
+        """The oldest interactive prompt that is late has waited so many times its bound.
+
+        ``batch_waits``: whether a batch prompt is late too, whose share it cannot have.
+        """
         grown = self.promised * bounds / _BOUNDS_AT_THE_PROMISED_SHARE
-        most = min(_GROWS_TO, 1.0 - self.promised)
+        most = min(_GROWS_TO, 1.0 - self.promised) if batch_waits else _GROWS_TO
         self._shares[0] = max(self.promised, min(grown, most))
 
     def has_turn(self, number: int) -> bool:

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from nexus.core.late_share import CLASSES, DEFAULT_LATE_SHARE, STEPS_OF_SLACK, LateShare
 from nexus.core.plan import Plan
-from nexus.core.prompts import INTERACTIVE, Entry, Line, Prompt
+from nexus.core.prompts import BATCH, INTERACTIVE, Entry, Line, Prompt
 from nexus.core.selection import choose_first, steps_to_keep
 from nexus.core.slo import Bounds
 
@@ -147,7 +147,8 @@ class PrefillRanker:
         oldest = self._lines[INTERACTIVE].first(late=True)
         if oldest is not None and self.order != "fcfs":
             bound_s = max(oldest.due_s - oldest.arrival_s, _LEAST_S)
-            self._share.oldest_waited((self.now_s - oldest.arrival_s) / bound_s)
+            waited = (self.now_s - oldest.arrival_s) / bound_s
+            self._share.oldest_waited(waited, self._lines[BATCH].has_late)
         if self.order == "deadline" and self._bounds is not None:
             self._choose(tokens_per_s)
 

@@ -2,8 +2,10 @@
 
 Run ``python -m nexus.evidence.scheduler_overhead MODEL PLAN`` for any model folder and plan.
 It starts vLLM with the plan, one layer of MODEL and random weights, fills it with
-requests that decode, and takes vLLM's own share out of the time of ``schedule()``. With
-``--waiting`` so many more wait, for whom there is no room, and at each step one more comes.
+requests that decode, and takes vLLM's own share out of the time of ``schedule()``, and the
+ranking's share of what is left. With ``--waiting`` so many more wait, half of whom are late
+for the plan's bound; at each step one more comes, and where a decode ends one starts. Times are
+medians of CPU time, so that others on the machine hardly count.
 """
 
 import json
@@ -23,12 +25,12 @@ from nexus.runtime.vllm.context import ServeContext
 
 
 def timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
-    """``function``, appending the microseconds of each call to ``times``."""
+    """``function``, appending the microseconds of CPU time of each call to ``times``."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start = time.thread_time_ns()
         result = function(*args, **kwargs)
-        times.append((time.perf_counter() - start) * 1e6)
+        times.append((time.thread_time_ns() - start) / 1e3)
         return result
 
     return call
@@ -49,8 +51,9 @@ def full_engine(model: str, context: ServeContext, requests: int) -> Any:
         scheduler_cls="nexus.runtime.vllm.scheduling.scheduler.PlannedScheduler",
         additional_config=context,
     ).llm_engine
-    params = SamplingParams(max_tokens=900, ignore_eos=True)
     for number in range(requests):
+        output = random.Random(number).randint(300, 900)
+        params = SamplingParams(max_tokens=output, ignore_eos=True)
         engine.add_request(str(number), {"prompt_token_ids": [number + 3] * 32}, params)
     running = engine.engine_core.engine_core.scheduler.running
     while len(running) < requests or any(request.is_prefill_chunk for request in running):
@@ -59,18 +62,23 @@ def full_engine(model: str, context: ServeContext, requests: int) -> Any:
     return engine
 
 
-def add_waiting(engine: Any, names: Iterable[int]) -> None:
-    """Prompts of 16 to 900 tokens that come now, one for each of ``names``."""
+def add_waiting(engine: Any, names: Iterable[int], longest_ago_s: float = 0.0) -> None:
+    """Prompts of 16 to 900 tokens that came up to ``longest_ago_s`` ago, one for each of ``names``."""
     from vllm import SamplingParams
 
     params = SamplingParams(max_tokens=16, ignore_eos=True)
     for name in names:
-        length = random.Random(name).randint(16, 900)
-        engine.add_request(f"waits-{name}", {"prompt_token_ids": [7] * length}, params)
+        drawn = random.Random(name)
+        prompt = {"prompt_token_ids": drawn.choices(range(3, 300), k=drawn.randint(16, 900))}
+        arrival_s = time.time() - drawn.uniform(0.0, longest_ago_s)
+        engine.add_request(f"waits-{name}", prompt, params, arrival_time=arrival_s)
 
 
-def schedule_us(engine: Any, steps: int, waiting: int) -> tuple[list[float], list[float]]:
-    """Microseconds of ``steps`` calls of ``schedule()``: whole, and vLLM's part alone."""
+def schedule_us(engine: Any, steps: int, waiting: int) -> tuple[list[float], ...]:
+    """Microseconds of ``steps`` calls of ``schedule()``: whole, vLLM's part, the ranking's part.
+
+    The ranking is what the queue does before and after vLLM's part.
+    """
     from vllm.v1.core.sched.scheduler import Scheduler
 
     scheduler = engine.engine_core.engine_core.scheduler
@@ -78,11 +86,15 @@ def schedule_us(engine: Any, steps: int, waiting: int) -> tuple[list[float], lis
     inner: list[float] = []
     Scheduler.schedule = timed(Scheduler.schedule, inner)
     scheduler.schedule = timed(scheduler.schedule, whole)
-    add_waiting(engine, range(waiting))
+    before: list[float] = []
+    after: list[float] = []
+    scheduler._queue.step = timed(scheduler._queue.step, before)
+    scheduler._queue.computed = timed(scheduler._queue.computed, after)
+    add_waiting(engine, range(waiting), 2e-3 * scheduler.nexus_plan.bounds.ttft_ms)
     for step in range(steps):
         add_waiting(engine, [waiting + step] if waiting else [])
         engine.step()
-    return whole, inner
+    return whole, inner, [sum(both) for both in zip(before, after, strict=True)]
 
 
 def main(
@@ -97,7 +109,7 @@ def main(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     engine = full_engine(model, ServeContext(plan, order), requests)
-    whole, inner = schedule_us(engine, steps, waiting)
+    whole, inner, ranking = schedule_us(engine, steps, waiting)
     added = [all_of_it - vllm for all_of_it, vllm in zip(whole, inner, strict=True)]
     result = {
         "machine": this_machine().name,
@@ -108,6 +120,8 @@ def main(
         "steps": steps,
         "vllm_schedule_us": round(statistics.median(inner), 1),
         "added_us": round(statistics.median(added), 1),
+        "ranking_us": round(statistics.median(ranking), 1),
+        "ranking_p99_us": round(sorted(ranking)[int(0.99 * len(ranking))], 1),
     }
     engine.engine_core.shutdown()
     typer.echo(json.dumps(result))

@@ -13,7 +13,7 @@ _NOTE = """\
 #  - overlap, decode on all SMs with priority: {overlap} of those states
 #  - KV tokens in use and prefill backlog: the divisions are for {context} tokens a sequence
 #    and a long backlog, which is what the workload ({source}) usually has
-#  - the bounds themselves (TTFT {ttft:g} ms, TBT {tbt:g} ms): nothing here holds them
+#  - the bounds themselves (TTFT {ttft}, TBT {tbt:g} ms): nothing here holds them
 """
 
 
@@ -39,7 +39,7 @@ def export_pdmux(plan: Plan) -> str:
         overlap=f"{share['overlap']:.0%}",
         context=_usual_context(plan),
         source=plan.workload.source,
-        ttft=plan.bounds.ttft_ms,
+        ttft=plan.bounds.ttft_name,
         tbt=plan.bounds.tbt_ms,
     )
     # Two more groups: prefill alone and decode alone, each on all SMs.

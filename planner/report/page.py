@@ -19,6 +19,7 @@ from nexus.planner.report.figures import (
 )
 from nexus.planner.report.maps import regime_figure, table_figure
 from nexus.planner.report.verdict import describe
+from nexus.planner.report.waits import waits_of
 from nexus.planner.search.plan_search import PlanSearch
 from nexus.planner.search.solve import make_plan_search
 from nexus.planner.workload.requests import Lengths, Requests
@@ -50,12 +51,13 @@ def report(plan: Plan, profile: Profile, lengths: Lengths | Requests | None = No
         __package__,
         title=", ".join([f"{plan.model.name} on {plan.machine.name}", *sizes]),
         plotly=get_plotlyjs(),
-        verdict=describe(plan, profile),
+        verdict=describe(plan, profile, lengths),
         sections=[
             {"title": title, "words": words, "figure": _drawn(figure)}
             for title, words, figure in _parts(plan, profile, plan_search)
             if figure is not None
         ],
+        waits=waits_of(plan, plan_search),
         accuracy=[row for row in check(profile) if row.held_out],
         provenance=_provenance(plan, profile),
     )

@@ -1,12 +1,11 @@
 """Which single mode is best at which bound, workload and load: fluid estimates for a map."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nexus.core.arrays import Floats
 from nexus.core.plan import Mode, Workload
-from nexus.core.slo import Bounds
 from nexus.planner.search.plan_search import PlanSearch
 from nexus.planner.search.problem import Problem
 from nexus.planner.workload.requests import lengths_of, longest_request
@@ -43,7 +42,7 @@ def regimes(plan_search: PlanSearch, load: float) -> list[list[Regime]]:
             output = total / (1.0 + ratio)
             prompt = total - output
             workload = Workload("means", prompt, max(output, 2.0), cached * prompt)
-            cell = Bounds(bounds.ttft_ms, bounds.tbt_ms * factor)
+            cell = replace(bounds, tbt_ms=bounds.tbt_ms * factor)
             problem = Problem(
                 plan_search.problem.model,
                 plan_search.problem.engine,

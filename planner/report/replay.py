@@ -11,7 +11,8 @@ from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder
 from nexus.planner.latency.model import fit_model
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.search.goodput import USUAL_LOAD, Evaluator
-from nexus.planner.simulator.metrics import Metrics
+from nexus.planner.simulator.idle import IdleServer
+from nexus.planner.simulator.metrics import Metrics, Waits
 from nexus.planner.simulator.simulate import Run, System
 from nexus.planner.workload.requests import Lengths, Requests, longest_request, poisson
 from nexus.profiles.schema import Profile
@@ -30,16 +31,20 @@ class Replay:
     system: str
     run: Run
     metrics: Metrics
+    waits: Waits
     curve: tuple[tuple[float, float], ...]
 
     def lines(self) -> list[str]:
         """What a terminal shows."""
-        seen, cached = self.metrics, self.run.cached_share
+        seen, waits, cached = self.metrics, self.waits, self.run.cached_share
         one_token = not self.run.gaps_s.size
         return [
             f"{self.system} at {seen.rate_per_s:.3g} requests/s: {len(self.run.arrivals_s)} "
             f"requests in {self.run.end_s:.1f} s of virtual time",
-            f"  TTFT ms        {seen.ttft_ms}",
+            f"  TTFT ms        {waits.ttft_ms}",
+            f"    longest 10%  {waits.ttft_longest_ms}",
+            f"  slowdown       {waits.slowdown}",
+            f"    longest 10%  {waits.slowdown_longest}",
             *([] if one_token else [f"  TBT ms         {seen.tbt_ms}"]),
             *([] if one_token else [f"  TPOT ms        {seen.tpot_ms}"]),
             f"  normalized ms  {seen.normalized_ms}",
@@ -91,13 +96,15 @@ def replay(
             f"({profile.hash}); --force to go on"
         )
     served = _arrivals(requests, num_requests, plan, rate_per_s, longest_request(profile))
-    evaluator = Evaluator(StepTimes(fit_model(profile)), plan.engine, plan.bounds, served)
+    times = StepTimes(fit_model(profile))
+    evaluator = Evaluator(times, plan.engine, plan.bounds, served)
+    idle = IdleServer.of(times, plan.engine, int(served.lengths.inputs.max()))
     evaluated, rate = [], served.per_s or 1.0
     for system in systems or (plan_system(plan),):
         run = evaluator.evaluate(system, rate, record)
         metrics = Metrics.of(run, rate, plan.bounds)
         points = _curve(evaluator, system, plan) if curve else ()
-        evaluated.append(Replay(system.name, run, metrics, points))
+        evaluated.append(Replay(system.name, run, metrics, Waits.of(run, idle), points))
     return evaluated
 
 

@@ -1,6 +1,8 @@
 """The plan in one paragraph of plain text."""
 
 from nexus.core.plan import Plan, Prediction, Shares
+from nexus.planner.report.reach import reach_of_bound
+from nexus.planner.workload.requests import Lengths, Requests, lengths_of
 from nexus.profiles.schema import Profile
 
 _WORTH_SAYING = 0.02
@@ -13,13 +15,17 @@ _LIMITS = {
 }
 
 
-def describe(plan: Plan, profile: Profile) -> str:
-    """The verdict: sustainable rates, what binds, where sharing pays, and what to expect."""
+def describe(plan: Plan, profile: Profile, lengths: Lengths | Requests | None = None) -> str:
+    """The verdict: sustainable rates, what binds, where sharing pays, and what to expect.
+
+    ``lengths`` are the workload's, where more than the means in the plan is known.
+    """
     return " ".join(
         [
             _rates(plan),
             _sharing(plan, profile),
             _expectation(plan),
+            *reach_of_bound(plan, profile, lengths_of(lengths or plan.workload)),
             *_beyond(plan, profile),
         ]
     )
@@ -33,7 +39,7 @@ def _rates(plan: Plan) -> str:
     )
     lengths = f"{prompt} + {plan.workload.output_tokens:.0f} tokens"
     served = (
-        f"For requests of {lengths} ({plan.workload.source}) within TTFT {plan.bounds.ttft_ms:g} ms "
+        f"For requests of {lengths} ({plan.workload.source}) within TTFT {plan.bounds.ttft_name} "
         f"and TBT {plan.bounds.tbt_ms:g} ms this {plan.machine.name} sustains"
     )
     if said.capacity_per_s == 0.0:

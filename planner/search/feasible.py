@@ -26,13 +26,14 @@ def require_feasible(problem: Problem, modes: list[Mode]) -> None:
             f"TBT of {bounds.tbt_ms:g} ms: one sequence of {context} tokens decoding alone takes "
             f"{decode_ms:.1f} ms a step"
         )
-    if prompt_ms > bounds.ttft_ms:
+    slope_ms = bounds.ttft_ms_for(lengths.prefill_mean) - bounds.ttft_ms
+    if prompt_ms > bounds.ttft_ms + slope_ms:
         reasons.append(
-            f"TTFT of {bounds.ttft_ms:g} ms: a mean prompt of {lengths.prefill_mean:.0f} tokens "
+            f"TTFT of {bounds.ttft_name}: a mean prompt of {lengths.prefill_mean:.0f} tokens "
             f"alone takes {prompt_ms:.0f} ms"
         )
     if reasons:
-        ttft, tbt = max(bounds.ttft_ms, prompt_ms), max(bounds.tbt_ms, decode_ms)
+        ttft, tbt = max(bounds.ttft_ms, prompt_ms - slope_ms), max(bounds.tbt_ms, decode_ms)
         raise InfeasibleError(
             f"nothing measured meets {'; nor '.join(reasons)}. "
             f"The nearest bounds that can be met: --ttft-ms {_up(ttft)} --tbt-ms {_up(tbt)}"

@@ -25,7 +25,8 @@ class Problem:
         """What ``modes`` do in each level; where nothing decodes, no TBT binds."""
         bounds = bounds or self.bounds
         tbt_ms = bounds.tbt_ms if self.lengths.decodes else inf
-        return traffic_of(self.model, modes, self.engine, self.lengths, bounds.ttft_ms, tbt_ms)
+        ttft_ms = bounds.ttft_ms_for(self.lengths.prefill_mean)
+        return traffic_of(self.model, modes, self.engine, self.lengths, ttft_ms, tbt_ms)
 
     def capacity(self, modes: list[Mode], bounds: Bounds | None = None) -> Capacity:
         """The highest rate that any use of ``modes`` sustains."""

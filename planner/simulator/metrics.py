@@ -2,11 +2,37 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from nexus.core.slo import Bounds
 from nexus.core.spread import Spread
+from nexus.planner.simulator.idle import IdleServer
 from nexus.planner.simulator.simulate import Run
 
 _NOTHING = Spread(0.0, 0.0, 0.0, 0.0)
+_LONGEST = 0.1
+
+
+@dataclass(frozen=True)
+class Waits:
+    """TTFT in ms, and slowdown: TTFT over the same prompt's on an idle server.
+
+    ``_longest`` is of the tenth of the requests with the most prompt tokens to compute.
+    """
+
+    ttft_ms: Spread
+    slowdown: Spread
+    ttft_longest_ms: Spread
+    slowdown_longest: Spread
+
+    @classmethod
+    def of(cls, run: Run, idle: IdleServer) -> "Waits":
+        """Of all requests of ``run``."""
+        ttft_ms, slowdown = run.ttft_ms, run.ttft_ms / idle.ttft_of(run.uncached)
+        order = np.argsort(run.uncached, kind="stable")
+        longest = order[-max(round(_LONGEST * len(order)), 1) :]
+        values = (ttft_ms, slowdown, ttft_ms[longest], slowdown[longest])
+        return cls(*(Spread.of(each) or _NOTHING for each in values))
 
 
 @dataclass(frozen=True)

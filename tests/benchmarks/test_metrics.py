@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.benchmarks.metrics import OBJECTIVES, Objective, summarize
+from nexus.benchmarks.metrics import OBJECTIVES, Objective, PerRequest, summarize
 from nexus.core.errors import UserError
 
 DETAILS = {
@@ -73,6 +73,17 @@ def test_every_gap_counts(itls: list[list[float]]) -> None:
     shares = [each.attainment(Objective(200.0, bound)) for bound in (1.0, 10.0, 100.0, 5000.0)]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_a_bound_with_a_slope_is_later_for_longer_prompts() -> None:
+    sloped = Objective.parse("1000+40/25")
+    assert sloped.name == "1000+40/25"
+    assert Objective.of(sloped.bounds) == sloped
+    assert Objective.parse("1000/25").within(sloped)
+    assert not sloped.within(Objective.parse("1000/25"))
+    none = (0.0, 0.0)
+    each = PerRequest((1000, 5000), (1, 1), (1050.0, 1050.0), none, none)
+    assert each.attainment(sloped) == 0.5
 
 
 def test_bounds_have_names() -> None:

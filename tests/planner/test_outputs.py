@@ -113,7 +113,7 @@ def test_the_report_stands_alone(h200_profile, plan, tmp_path):
     made = replace(plan, profile_hash=profile.hash, engine=two)
     write_report(tmp_path / "report.html", made, profile)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<section>") == 7
+    assert page.count("<section>") == 8
     assert f"<h1>{plan.model.name} on {plan.machine.name}, tensor parallel size 2</h1>" in page
     assert "Where a step" in page
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)

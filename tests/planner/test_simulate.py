@@ -17,8 +17,9 @@ from nexus.planner.latency.model import LatencyModel, fit_model
 from nexus.planner.latency.shape import Shape
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.simulator.chrome import chrome_trace
-from nexus.planner.simulator.metrics import Metrics
-from nexus.planner.simulator.simulate import Run, System, simulate
+from nexus.planner.simulator.idle import IdleServer
+from nexus.planner.simulator.metrics import Metrics, Waits
+from nexus.planner.simulator.simulate import Run, System, simulate, stock_system
 from nexus.planner.workload.requests import Lengths, Requests, poisson
 
 LENGTHS = st.lists(
@@ -158,6 +159,36 @@ def test_attainment_falls_with_the_rate_and_metrics_add_up(model, h200_profile):
     assert shares[0] > 0.99
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] < 0.5
+
+
+def test_slowdown_is_one_on_an_idle_server_and_grows_with_the_load(model, h200_profile):
+    times, engine = StepTimes(model), h200_profile.engine
+    idle = IdleServer.of(times, engine, 4000)
+    assert (np.diff(idle.ttft_ms) >= 0).all()
+    assert idle.ms_per_1k_tokens() > 0
+    lengths = Lengths("drawn", np.array([100, 4000] * 50), np.full(100, 10))
+    requests = poisson(lengths, 100)
+    stock = stock_system(min(engine.max_num_batched_tokens, times.max_chunk))
+    calm, busy = (
+        Waits.of(simulate(times, engine, requests.at_rate(rate), stock), idle)
+        for rate in (0.001, 100.0)
+    )
+    assert calm.slowdown.mean == pytest.approx(1.0, rel=0.2)
+    assert busy.slowdown.p99 > 2
+    assert busy.ttft_longest_ms.p50 >= calm.ttft_longest_ms.p50
+
+
+def test_a_bound_with_a_slope_lets_longer_prompts_take_longer(model, h200_profile):
+    lengths = Lengths("drawn", np.array([100, 8000]), np.full(2, 1))
+    run = simulate(
+        StepTimes(model),
+        h200_profile.engine,
+        Requests(np.array([0.0, 100.0]), lengths),
+        stock_system(512),
+    )
+    fixed_ms = float(run.ttft_ms[0]) + 1.0
+    assert run.good(Bounds(fixed_ms, 25.0)).tolist() == [True, False]
+    assert run.good(Bounds(fixed_ms, 25.0, float(run.ttft_ms[1]))).all()
 
 
 def test_chrome_trace_has_both_lanes(model, h200_profile):

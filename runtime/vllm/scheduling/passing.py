@@ -1,8 +1,8 @@
 """Waiting prompts that pass partially prefilled ones of lower rank.
 
 vLLM serves running requests before waiting ones. A cap on every prompt's tokens leaves the
-waiting ones their share; where no cap can, as it would cut them too, the partially prefilled
-prompts sit a step out. They keep their seats and KV blocks, so they do only for a prompt that
+waiting ones their share; where no cap can, as it would cut others too, those partially prefilled
+prompts that rank behind sit a step out. They keep their seats and KV blocks, so they do only for a prompt that
 vLLM can admit in this very step: else nothing would be computed, or two that hold half of what
 they need would wait for each other.
 """
@@ -32,26 +32,39 @@ class Passing:
     @contextmanager
     def before(self, prefills: Sequence[Request], chunk: int) -> Iterator[None]:
         """A step of ``chunk`` prompt tokens, ``prefills`` being partially prefilled, by rank."""
-        wanted = self._wanted(prefills[0], chunk)
-        left = chunk - sum(wanted)
         first = self._first_ready()
+        ahead, behind = self._parted(prefills, first)
+        wanted = [self._cache.tokens_left(request) for request in ahead]
+        if behind and sum(wanted) < chunk:
+            wanted += self._wanted(behind[0], chunk - sum(wanted))
+        left = chunk - sum(wanted)
         if (
             first is None
-            or not wanted
+            or len(wanted) == len(ahead)
             or self._could_cut_an_item(prefills, chunk)
             or not self._can_be_admitted(first, chunk)
         ):
             yield
         elif left >= max(wanted):
-            with self._each_prompt_capped(left):
+            with self._each_prompt_capped(left), self._sitting_out(behind[1:]):
                 yield
         elif self._scheduler.current_step < self._not_before_step:
             yield
         else:
-            with self._sitting_out(prefills):
+            with self._sitting_out(behind):
                 yield
             if first.status != RequestStatus.RUNNING:
                 self._not_before_step = self._scheduler.current_step + _STEPS_AFTER_A_REFUSAL
+
+    def _parted(
+        self, prefills: Sequence[Request], first: Request | None
+    ) -> tuple[Sequence[Request], Sequence[Request]]:
+        """Those that go before the ``first`` that waits, and those that rank behind it."""
+        rank = self._scheduler.waiting.rank
+        if first is None:
+            return prefills, ()
+        num = sum(rank(request) <= rank(first) for request in prefills)
+        return prefills[:num], prefills[num:]
 
     def _could_cut_an_item(self, prefills: Sequence[Request], chunk: int) -> bool:
         """Whether items that must stay whole are near: the chunk is sized for the usual order.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nexus.core.io.documents import Provenance
+from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.machine import Engine, Machine, Model
 from nexus.core.plan import Axes, Mode, Plan, Prediction, Row, Workload, read_plan, write_plan
 from nexus.core.slo import Bounds
@@ -42,11 +43,11 @@ def open_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> OpenEngine
         from nexus.runtime.vllm.context import ServeContext
 
         scheduler = options.pop("scheduler", "PlannedScheduler")
-        aging = options.pop("aging", 500.0)
+        late_share = options.pop("late_share", DEFAULT_LATE_SHARE)
         if plan is not None:
             options["scheduler_cls"] = f"nexus.runtime.vllm.scheduling.scheduler.{scheduler}"
             trace = options.pop("trace", None)
-            options["additional_config"] = ServeContext(plan, order, aging, trace)
+            options["additional_config"] = ServeContext(plan, order, late_share, trace)
         if options.pop("lane", False):
             from vllm.config import KVTransferConfig
 

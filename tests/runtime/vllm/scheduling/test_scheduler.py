@@ -1,7 +1,6 @@
 """The planned scheduler on real vLLM: same tokens, the plan's chunks, the plan's order."""
 
 import random
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +43,8 @@ class Stepper:
     def __init__(self, llm: Any) -> None:
         self.engine = llm.llm_engine
         self.scheduler = self.engine.engine_core.engine_core.scheduler
+        self.now_s = 1e6
+        self.scheduler.nexus_clock = lambda: self.now_s
         self.steps: list[Any] = []
         self.tokens: dict[str, list[int]] = {}
         self.first_step: dict[str, int] = {}
@@ -147,9 +148,9 @@ def test_short_prompts_pass_a_long_one(open_engine: Any, make_plan: Any) -> None
     for order in ("deadline", "spf", "fcfs"):
         with open_engine(make_plan((128,)), order) as llm:
             driver = Stepper(llm)
-            driver.add("long", [7] * 1500, arrival_s=0.0)
+            driver.add("long", [7] * 1500, arrival_s=driver.now_s)
             for index in range(20):
-                driver.add(f"short-{index}", [index + 3] * 16, arrival_s=0.0)
+                driver.add(f"short-{index}", [index + 3] * 16, arrival_s=driver.now_s)
             driver.finish()
         assert len(driver.tokens["long"]) == 4
         waits = [step for name, step in driver.first_step.items() if name != "long"]
@@ -163,10 +164,10 @@ def test_short_prompts_pass_a_partially_prefilled_long_one(
 ) -> None:
     with open_engine(make_plan((128,)), "spf") as llm:
         driver = Stepper(llm)
-        driver.add("long", list(range(3, 483)) * 3, arrival_s=0.0)
+        driver.add("long", list(range(3, 483)) * 3, arrival_s=driver.now_s)
         driver.step()
         driver.step()
-        driver.add("short", list(range(5, 5 + short)), arrival_s=0.1)
+        driver.add("short", list(range(5, 5 + short)), arrival_s=driver.now_s + 0.1)
         driver.step()
         assert "short" in driver.tokens
         assert "long" not in driver.tokens
@@ -174,8 +175,8 @@ def test_short_prompts_pass_a_partially_prefilled_long_one(
         assert driver.scheduler.max_num_running_reqs == 64
     with open_engine() as llm:
         stock = Stepper(llm)
-        stock.add("long", list(range(3, 483)) * 3, arrival_s=0.0)
-        stock.add("short", list(range(5, 5 + short)), arrival_s=0.1)
+        stock.add("long", list(range(3, 483)) * 3, arrival_s=stock.now_s)
+        stock.add("short", list(range(5, 5 + short)), arrival_s=stock.now_s + 0.1)
         stock.finish()
     assert driver.tokens == stock.tokens
 
@@ -210,19 +211,19 @@ def test_a_partially_prefilled_prompt_does_not_wait_for_one_that_there_is_no_roo
     }
 
 
-@pytest.mark.parametrize(("aging", "starves"), [(500.0, False), (0.0, True)])
-def test_aging_ends_a_long_prompt_s_wait(
-    open_engine: Any, make_plan: Any, aging: float, starves: bool
+@pytest.mark.parametrize(("share", "starves"), [(0.5, False), (0.05, True)])
+def test_a_late_prompt_keeps_its_share_while_others_are_on_time(
+    open_engine: Any, make_plan: Any, share: float, starves: bool
 ) -> None:
-    with open_engine(make_plan((64,)), "spf", aging=aging) as llm:
+    with open_engine(make_plan((64,)), "spf", late_share=share) as llm:
         driver = Stepper(llm)
-        driver.add("long", [7] * 1500, arrival_s=0.0)
-        for second in range(60):  # each fills a whole step on its own
-            driver.add(f"short-{second}", [second + 3] * 64, arrival_s=float(second))
+        driver.add("late", [7] * 1500, arrival_s=driver.now_s - 10.0)
+        for step in range(60):  # each fills a whole step on its own
+            driver.add(f"short-{step}", [step + 3] * 64, arrival_s=driver.now_s)
             driver.step()
-        assert ("long" in driver.tokens) is not starves
+        assert ("late" in driver.tokens) is not starves
         driver.finish()
-    assert len(driver.tokens["long"]) == 4
+    assert len(driver.tokens["late"]) == 4
 
 
 def test_a_prompt_that_is_late_lets_those_pass_that_are_not(
@@ -230,8 +231,8 @@ def test_a_prompt_that_is_late_lets_those_pass_that_are_not(
 ) -> None:
     with open_engine(make_plan((64,)), "spf") as llm:
         driver = Stepper(llm)
-        now = time.time()
-        driver.add("late", [7] * 100, arrival_s=now - 10.0)  # the bound is 2 s
+        now = driver.now_s
+        driver.add("late", [7] * 300, arrival_s=now - 10.0)  # the bound is 2 s
         driver.add("on time", [9] * 600, arrival_s=now)
         driver.finish()
         assert driver.first_step["on time"] < driver.first_step["late"]
@@ -241,9 +242,9 @@ def test_a_prompt_that_is_late_lets_those_pass_that_are_not(
 def test_an_older_prompt_goes_first_where_both_can_be_on_time_only_so(
     open_engine: Any, make_plan: Any, order: str, first: str
 ) -> None:
-    with open_engine(make_plan((64,)), order, aging=50.0) as llm:
+    with open_engine(make_plan((64,)), order) as llm:
         driver = Stepper(llm)
-        now = time.time()  # the bound is 2 s, and 1000 tokens take one
+        now = driver.now_s  # the bound is 2 s, and 1000 tokens take one
         driver.add("older", [7] * 700, arrival_s=now - 1.1)
         driver.add("shorter", [9] * 600, arrival_s=now)
         driver.add("hopeless", [5] * 1600, arrival_s=now - 0.3)
@@ -257,7 +258,7 @@ def test_a_partially_prefilled_prompt_that_is_to_be_on_time_is_not_passed(
 ) -> None:
     with open_engine(make_plan((64,)), "deadline") as llm:
         driver = Stepper(llm)
-        now = time.time()
+        now = driver.now_s
         driver.add("partially prefilled", [7] * 1000, arrival_s=now - 0.7)
         driver.step()
         driver.step()
@@ -267,19 +268,19 @@ def test_a_partially_prefilled_prompt_that_is_to_be_on_time_is_not_passed(
 
 
 def test_a_prompt_becomes_late_while_it_waits(open_engine: Any, make_plan: Any) -> None:
-    with open_engine(make_plan((64,)), "spf", aging=0.0) as llm:
+    with open_engine(make_plan((64,)), "spf") as llm:
         driver = Stepper(llm)
         queue = driver.scheduler.waiting
-        now = time.time()
+        now = driver.now_s
         for name, length, waited_s in (("a", 50, 1.9), ("b", 100, 0.0), ("c", 300, 1.95)):
             driver.add(name, [7] * length, arrival_s=now - waited_s)
         assert [request.request_id[0] for request in queue] == ["a", "b", "c"]
-        queue.advance(now)
+        queue.step(now, [], 0.0)
         assert [request.request_id[0] for request in queue] == ["a", "b", "c"]
-        queue.advance(now + 0.2)
-        assert [request.request_id[0] for request in queue] == ["b", "a", "c"]
-        queue.advance(now)  # clocks are set back at times
-        assert [request.request_id[0] for request in queue] == ["b", "a", "c"]
+        queue.step(now + 0.2, [], 0.0)
+        assert [request.request_id[0] for request in queue] == ["b", "c", "a"]
+        queue.step(now, [], 0.0)  # clocks are set back at times
+        assert [request.request_id[0] for request in queue] == ["b", "c", "a"]
         driver.finish()
     assert {len(tokens) for tokens in driver.tokens.values()} == {4}
 

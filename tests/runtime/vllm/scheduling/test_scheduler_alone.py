@@ -116,7 +116,7 @@ class Drive:
         config.cache_config = copy.copy(config.cache_config)
         config.cache_config.num_gpu_blocks = blocks
         config.cache_config.enable_prefix_caching = server.caching
-        config.additional_config = ServeContext(plan, server.order, 500.0)
+        config.additional_config = ServeContext(plan, server.order)
         make = PlannedAsyncScheduler if server.ahead else PlannedScheduler
         self.server = server
         self.scheduler = make(
