@@ -1,4 +1,4 @@
-"""One running ``nexus serve``, from its first health check to its last process."""
+"""One running server, from its first health check to its last process."""
 
 import http.client
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from nexus.core.errors import EngineError
 from nexus.runtime.logs import complaint
 from nexus.runtime.ports import free_ports
 
+NEXUS_SERVE = (sys.executable, "-m", "nexus.cli", "serve")
 _POLL_S = 0.25
 _STOP_S = 30.0
 _LINGER_S = 5.0  # what a server started may outlive it so long
@@ -38,26 +39,38 @@ class Stopped:
 
 
 class Server:
-    """A context manager: ``nexus serve`` with the given words, listening when entered.
+    """A context manager: a server with the given words, listening when entered.
 
     Raises ServerError when it dies or is not healthy within ``start_s``, with the last
     error that its log tells.
     """
 
-    def __init__(self, words: Sequence[str], log: Path, start_s: float) -> None:
-        """``words`` follow ``nexus serve``; a port is added."""
+    def __init__(
+        self,
+        words: Sequence[str],
+        log: Path,
+        start_s: float,
+        program: Sequence[str] = NEXUS_SERVE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """``words`` follow ``program``; a port is added. ``environment`` is beside this one's."""
         self.port = free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.words = ["serve", *words, "--port", str(self.port)]
+        self.words = [*words, "--port", str(self.port)]
+        self._program = program
+        self._environment = {**os.environ, **(environment or {})}
         self._log = log
         self._start_s = start_s
         self.tick: Callable[[], None] = lambda: None  # called while it starts
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "nexus.cli", *self.words]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                [*self._program, *self.words],
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         try:
             self._wait()
@@ -92,7 +105,7 @@ class Server:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> Stopped:
         """Send a signal and wait; then kill whatever is left, the server itself included."""
         began = time.monotonic()
-        family = self._family()
+        family = self.family()
         if self._process.poll() is None:
             self._process.send_signal(how)
         with suppress(subprocess.TimeoutExpired):
@@ -124,7 +137,8 @@ class Server:
             self.tick()
             time.sleep(_POLL_S)
 
-    def _family(self) -> list[psutil.Process]:
+    def family(self) -> list[psutil.Process]:
+        """The processes that it started, and those that they did."""
         try:
             return psutil.Process(self._process.pid).children(recursive=True)
         except psutil.NoSuchProcess:

@@ -4,28 +4,28 @@ vLLM's front end ends too when an engine process is killed or dies, but with exi
 """
 
 import sys
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from typing import Any
 
 EXIT_CODE = 1
-# Where a release has the function that runs one API server.
+# Where releases have the function that runs one API server, the latest first.
 _ENTRIES = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
 
 _failed: list[str] = []
 
 
+@cache
 def fail_with_the_engine() -> None:
     """From now on a server whose engine died ends with a line on stderr and ``EXIT_CODE``."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    if hasattr(AsyncLLM.shutdown, "__wrapped__"):
-        return
     AsyncLLM.shutdown = _noting(AsyncLLM.shutdown)
-    for module in [*map(_module, _ENTRIES), sys.modules["__main__"]]:
-        run = getattr(module, "run_server_worker", None)
-        if run is not None and not hasattr(run, "__wrapped__"):
-            module.run_server_worker = _failing(run)
+    # Run as a program, the older module is there once more, by that name.
+    modules: list[Any] = [next(filter(None, map(_module, _ENTRIES)), None), sys.modules["__main__"]]
+    for module in modules:
+        if hasattr(module, "run_server_worker"):
+            module.run_server_worker = _failing(module.run_server_worker)
 
 
 def _module(name: str) -> Any:

@@ -55,13 +55,12 @@ class Settings(BaseModel, frozen=True):
             raise EngineError(f"{where}: {first_problem(error).partition(': ')[2]}") from error
 
 
+@cache
 def install() -> None:
     """Wrap ``EngineArgs.create_engine_config``; to be called any number of times."""
     from vllm.engine.arg_utils import EngineArgs
 
     original = EngineArgs.create_engine_config
-    if hasattr(original, "__wrapped__"):
-        return
 
     @wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,6 +147,6 @@ def _in_one_line(*, ends: bool) -> Iterator[None]:
     except UserError as error:
         if not ends:
             raise
-        told = ' '.join(str(error).split()).replace("--force", "NEXUS_FORCE=1")
+        told = " ".join(str(error).split()).replace("--force", "NEXUS_FORCE=1")
         print(f"nexus: {told}", file=sys.stderr)  # noqa: T201
         raise SystemExit(error.exit_code) from None
