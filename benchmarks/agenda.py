@@ -1,12 +1,16 @@
-"""What to measure and in which order: the systems that decide first."""
+"""One call of ``nexus bench``: what to measure and in which order, the systems that decide first."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from nexus.benchmarks.machine import Here
 from nexus.benchmarks.metrics import Objective
 from nexus.benchmarks.results import Cell
 from nexus.benchmarks.search import crossing, next_rate, on_grid
 from nexus.benchmarks.systems import DECISIVE, System
+from nexus.core.plan import Plan
+from nexus.profiles.schema import Profile
 
 # Of what a burst of requests was served at: below, near and above capacity.
 _AROUND = (0.5, 0.8, 1.2)
@@ -42,6 +46,35 @@ class Grid:
     def searches(self, workload: str) -> bool:
         """Whether crossings are looked for there."""
         return self.search and workload not in self.fixed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``nexus bench``.
+
+    ``options`` go to every server. Plans are made from ``profile`` (read from ``source``) and
+    kept in the folder ``plans``, or ``plan`` serves all. ``part`` names the file of results of
+    one of several calls at a time. ``burst`` is how many requests at once show what a
+    workload's capacity is, where no profile tells; ``minutes`` limits the whole call.
+    """
+
+    model: str
+    here: Here
+    options: tuple[str, ...]
+    grid: Grid
+    output: Path
+    max_model_len: int
+    max_num_seqs: int
+    profile: Profile | None = None
+    source: str = ""
+    plans: Path | None = None
+    plan: Plan | None = None
+    part: str = ""
+    duration_s: float = 60.0
+    burst: int = 128
+    warm_up: int = 16
+    minutes: float | None = None
+    keep_raw: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from nexus.planner.workload.requests import Requests
 
 _CLIENT = "vllm.benchmarks.serve"
 _GLANCE_S = 0.5
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 class RunError(EngineError):
@@ -132,20 +133,40 @@ def _fork_server() -> Any:
     context.set_forkserver_preload([_CLIENT])
     from multiprocessing import forkserver
 
-    with _seeded(), redirect_stdout(sys.stderr):
-        forkserver.ensure_running()
-    return context
-
-
-@contextmanager
-def _seeded() -> Any:
-    """VLLM seeds a prompt's tokens with ``hash`` of a string: the same in every run."""
+    # vLLM seeds a prompt's tokens with ``hash`` of a string: the same in every run.
     before = os.environ.get("PYTHONHASHSEED")
     os.environ["PYTHONHASHSEED"] = "0"
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            forkserver.ensure_running()
     finally:
-        if before is None:
-            del os.environ["PYTHONHASHSEED"]
-        else:
+        os.environ.pop("PYTHONHASHSEED")
+        if before is not None:
             os.environ["PYTHONHASHSEED"] = before
+    return context
+
+
+def with_tokenizer(model: str, folder: Path) -> str:
+    """``model``, or where it is a folder without a tokenizer, a copy in ``folder`` with one.
+
+    One word a token, over the whole vocabulary of its ``config.json``: text and ids then
+    tell each other exactly, and a server has its usual work with both.
+    """
+    source = Path(model)
+    if not (source / "config.json").is_file() or any((source / n).exists() for n in _TOKENIZERS):
+        return model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    copy = folder / source.resolve().name
+    copy.mkdir(exist_ok=True, parents=True)
+    for file in filter(Path.is_file, source.iterdir()):
+        (copy / file.name).unlink(missing_ok=True)
+        (copy / file.name).symlink_to(file.resolve())
+    size = json.loads((source / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    special = {"unk_token": "w0", "bos_token": "w1", "eos_token": "w2"}
+    vocabulary = {f"w{number}": number for number in range(size)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(copy)
+    return str(copy)

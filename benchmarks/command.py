@@ -3,21 +3,16 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nexus.benchmarks.agenda import Grid, deployments, planned
-from nexus.benchmarks.job import Job
+from nexus.benchmarks.agenda import Grid, Job, planned
+from nexus.benchmarks.client import with_tokenizer
 from nexus.benchmarks.machine import Here, here, where_measured
 from nexus.benchmarks.metrics import OBJECTIVES, Objective
-from nexus.benchmarks.plans import kinds_of
-from nexus.benchmarks.prepared import Preparations
-from nexus.benchmarks.shapes import with_tokenizer
 from nexus.benchmarks.systems import System, number_in, systems_called
 from nexus.benchmarks.workloads import has_prefixes, workload
 from nexus.core.errors import UserError
-from nexus.core.io.outputs import make_folder
 from nexus.core.machine import Engine, Model
 from nexus.core.plan import Plan, read_plan
 from nexus.profiles.schema import read_profile
@@ -62,6 +57,8 @@ def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
     """
     if words.profile and words.table:
         raise UserError("--profile and --table exclude each other: plans, or the plan")
+    if not re.fullmatch(r"[\w.-]*", words.part):
+        raise UserError(f"--part {words.part!r}: a file's name is made of it")
     profile = read_profile(words.profile) if words.profile else None
     plan = read_plan(words.table) if words.table else None
     source = plan or profile
@@ -90,7 +87,7 @@ def job_of(words: Words, folder: Path, where: Here | None = None) -> Job:
         duration_s=words.duration_s,
         minutes=words.minutes,
         keep_raw=words.keep_raw,
-        part=_part(words.part),
+        part=words.part,
     )
 
 
@@ -152,25 +149,6 @@ def quick_job(words: Words, folder: Path) -> Job:
     return replace(job, warm_up=2)
 
 
-def make_plans(job: Job, folder: Path, say: Callable[[str], None]) -> int:
-    """Fill the job's folder of plans, and of forecasts; how many plans there are.
-
-    Each system's expected crossings are said. Raises UserError.
-    """
-    if job.profile is None or job.plans is None:
-        raise UserError("--only-plans needs --profile and --plans")
-    make_folder(job.plans)
-    preparations = Preparations(job, folder, say)
-    for deployment in deployments(job.grid, None):
-        ready = preparations.prepare(deployment)
-        for name in deployment.workloads:
-            expected = preparations.expected(ready, name)
-            told = ", ".join(f"{rate:g} at {bounds.name}" for bounds, rate in expected.items())
-            where = "" if name in deployment.label else f" on {name}"
-            say(f"{deployment.label}{where}: {told or 'no forecast'}")
-    return len(kinds_of(job.grid))
-
-
 def shared_options(
     options: tuple[str, ...], where: Here, model: Model | None, engine: Engine | None
 ) -> tuple[str, ...]:
@@ -183,27 +161,19 @@ def shared_options(
     for name in _SET_BY_SYSTEMS:
         if given(options, name):
             raise UserError(f"{name} is set by the systems that are compared")
-    added: list[str] = []
-    if not given(options, _CACHES, _CACHES_NOT):
-        added += [_CACHES_NOT]
-    if not given(options, "--max-model-len"):
-        longest = model.max_model_len if model else (where.max_positions or MAX_MODEL_LEN)
-        added += ["--max-model-len", str(min(longest, MAX_MODEL_LEN))]
-    if model is not None and not given(options, "--dtype"):
-        added += ["--dtype", model.dtype]
-    if engine is not None and not given(options, "--max-num-seqs"):
-        added += ["--max-num-seqs", str(engine.max_num_seqs)]
+    longest = model.max_model_len if model else (where.max_positions or MAX_MODEL_LEN)
+    wanted: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+        ((_CACHES, _CACHES_NOT), (_CACHES_NOT,))
+    ]
+    wanted += [(("--max-model-len",), ("--max-model-len", str(min(longest, MAX_MODEL_LEN))))]
+    if model is not None:
+        wanted += [(("--dtype",), ("--dtype", model.dtype))]
+    if engine is not None:
+        wanted += [(("--max-num-seqs",), ("--max-num-seqs", str(engine.max_num_seqs)))]
     if engine is not None and engine.enforce_eager:
-        added += (
-            [] if given(options, "--enforce-eager", "--no-enforce-eager") else ["--enforce-eager"]
-        )
+        wanted += [(("--enforce-eager", "--no-enforce-eager"), ("--enforce-eager",))]
+    added = [word for names, words in wanted if not given(options, *names) for word in words]
     return (*options, *added)
-
-
-def _part(name: str) -> str:
-    if not re.fullmatch(r"[\w.-]*", name):
-        raise UserError(f"--part {name!r}: a file's name is made of it")
-    return name
 
 
 def _measure_profile(model: str, options: tuple[str, ...], to: Path) -> None:

@@ -5,9 +5,9 @@ This process never opens the GPU, whose memory belongs to the server.
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -62,52 +62,44 @@ def _look(model: str) -> Here:
     )
 
 
-class Clock:
-    """A context manager that reads the machine's condition twice a second."""
+@contextmanager
+def watched(where: Here) -> Iterator[Callable[[], Condition | None]]:
+    """Read the machine's condition twice a second; what is yielded tells of it afterwards.
 
-    def __init__(self, where: Here) -> None:
-        """Reads nothing where there is no GPU."""
-        self._gpu = GpuCondition(where.gpu_uuid) if where.gpu_uuid else None
-        self._seen: list[tuple[float, float, float]] = []
-        self._host_us: list[float] = []
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    It tells None without a GPU, or when NVML says nothing.
+    """
+    seen: list[tuple[float, float, float]] = []
+    host_us: list[float] = []
+    done = threading.Event()
 
-    def __enter__(self) -> Self:
-        if self._gpu is not None:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._done.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    @property
-    def condition(self) -> Condition | None:
-        """What was seen; None without a GPU, or when NVML says nothing."""
-        if not self._seen:
+    def condition() -> Condition | None:
+        if not seen:
             return None
-        mhz, watts, celsius = np.array(self._seen).T
+        mhz, watts, celsius = np.array(seen).T
         return Condition(
             sm_mhz=round(float(mhz.mean()), 1),
             power_w=round(float(watts.mean()), 1),
             temperature_c=float(celsius.max()),
-            host_us=round(float(np.median(self._host_us)), 1),
+            host_us=round(float(np.median(host_us)), 1),
         )
 
-    def _watch(self) -> None:
-        assert self._gpu is not None
-        while not self._done.wait(_EVERY_S):
-            now = self._gpu.read()
-            self._host_us.append(_host_us())
+    def watch(gpu: GpuCondition) -> None:
+        while not done.wait(_EVERY_S):
+            now = gpu.read()
+            host_us.append(_host_us())
             if None not in (now.sm_mhz, now.power_w, now.temperature_c):
-                self._seen.append((now.sm_mhz or 0, now.power_w or 0, now.temperature_c or 0))
+                seen.append((now.sm_mhz or 0, now.power_w or 0, now.temperature_c or 0))
+
+    if where.gpu_uuid is None:
+        yield condition
+        return
+    thread = threading.Thread(target=watch, args=(GpuCondition(where.gpu_uuid),), daemon=True)
+    thread.start()
+    try:
+        yield condition
+    finally:
+        done.set()
+        thread.join()
 
 
 def _host_us() -> float:

@@ -6,17 +6,17 @@ output tokens. A request that failed meets no bound.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nexus.core.arrays import Floats
+from nexus.core.arrays import Bools, Floats, Ints
 from nexus.core.errors import UserError
 from nexus.core.io.documents import STRICT
 from nexus.core.slo import Bounds
-from nexus.core.spread import Spread
+from nexus.core.spread import Spread, percentile
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -132,71 +132,61 @@ def summarize(details: Mapping[str, Any]) -> tuple[Metrics, PerRequest]:
     ``details`` holds ``ttfts`` and ``itls`` in seconds, ``input_lens``, ``output_lens``,
     ``errors`` (one entry a request), and ``duration`` in seconds.
     """
-    each = _Each.of(details)
+    gaps = [1e3 * np.asarray(each, dtype=np.float64) for each in details["itls"]]
+    outputs = np.array(details["output_lens"], dtype=np.int64)
+    ttft = 1e3 * np.array(details["ttfts"], dtype=np.float64)
+    tbt_p95 = np.array([percentile(each, 95) if len(each) else 0.0 for each in gaps])
+    tpot = np.array([each.sum() for each in gaps]) / np.maximum(outputs - 1, 1)
+    lived = (ttft > 0) & np.array([not error for error in details["errors"]])
     per_request = PerRequest(
         input_tokens=tuple(int(tokens) for tokens in details["input_lens"]),
-        output_tokens=tuple(each.outputs),
-        ttft_ms=_rounded(each.ttft, each.lived),
-        tbt_p95_ms=_rounded(each.tbt_p95, each.lived),
-        tpot_ms=_rounded(each.tpot, each.lived),
+        output_tokens=tuple(outputs.tolist()),
+        ttft_ms=_rounded(ttft, lived),
+        tbt_p95_ms=_rounded(tbt_p95, lived),
+        tpot_ms=_rounded(tpot, lived),
     )
-    return _metrics(each, per_request, max(float(details["duration"]), 1e-9)), per_request
+    done = np.flatnonzero(lived)
+    whole_ms = ttft + np.array([each.sum() for each in gaps])
+    several = np.array([len(each) > 0 for each in gaps])
+    spreads = {
+        "ttft": Spread.of(ttft[done]),
+        "tbt_p95": Spread.of(tbt_p95[lived & several]),
+        "tpot": Spread.of(tpot[lived & (outputs > 1)]),
+        "normalized": Spread.of(whole_ms[done] / np.maximum(outputs[done], 1)),
+        "ttft_longest": per_request.ttft_of_longest(),
+    }
+    seconds = max(float(details["duration"]), 1e-9)
+    return _metrics(per_request, done, [gaps[i] for i in done], seconds, spreads), per_request
 
 
-class _Each(NamedTuple):
-    """One value a request, as in PerRequest but for rounding; ``gaps`` holds all of its gaps.
-
-    ``lived`` says whose count.
-    """
-
-    outputs: list[int]
-    ttft: list[float]
-    gaps: list[Floats]
-    tbt_p95: list[float]
-    tpot: list[float]
-    lived: list[bool]
-
-    @classmethod
-    def of(cls, details: Mapping[str, Any]) -> "_Each":
-        errors: Sequence[str] = details["errors"]
-        gaps = [1e3 * np.asarray(each, dtype=np.float64) for each in details["itls"]]
-        outputs = [int(tokens) for tokens in details["output_lens"]]
-        return cls(
-            outputs=outputs,
-            ttft=[1e3 * float(seconds) for seconds in details["ttfts"]],
-            gaps=gaps,
-            tbt_p95=[float(np.percentile(g, 95)) if len(g) else 0.0 for g in gaps],
-            tpot=[float(g.sum()) / max(n - 1, 1) for g, n in zip(gaps, outputs, strict=True)],
-            lived=[not e and ttft > 0 for e, ttft in zip(errors, details["ttfts"], strict=True)],
-        )
-
-
-def _metrics(each: _Each, per_request: PerRequest, seconds: float) -> Metrics:
-    outputs, ttft, gaps = each.outputs, each.ttft, each.gaps
-    done = np.flatnonzero(each.lived)
-    seen = sum(len(gaps[i]) + 1 for i in done)
-    produced = sum(outputs[i] for i in done)
-    taken = sum(per_request.input_tokens[i] for i in done)
-    all_gaps = np.concatenate([gaps[i] for i in done]) if len(done) else np.zeros(0)
-    latency = np.array([(ttft[i] + gaps[i].sum()) / max(outputs[i], 1) for i in done])
+def _metrics(
+    each: PerRequest,
+    done: Ints,
+    gaps: Sequence[Floats],
+    seconds: float,
+    spreads: Mapping[str, Spread | None],
+) -> Metrics:
+    """Of the requests ``done``, by their numbers, and ``gaps``, which are theirs alone."""
+    seen = len(done) + sum(map(len, gaps))
+    produced = sum(each.output_tokens[i] for i in done)
+    taken = sum(each.input_tokens[i] for i in done)
+    all_gaps = np.concatenate([*gaps, np.zeros(0)])
     return Metrics(
         completed=len(done),
-        failed=len(outputs) - len(done),
+        failed=len(each.output_tokens) - len(done),
         duration_s=round(seconds, 3),
         requests_per_s=round(len(done) / seconds, 4),
         input_tokens_per_s=round(taken / seconds, 2),
         output_tokens_per_s=round(produced / seconds, 2),
-        ttft=Spread.of(np.array([ttft[i] for i in done])),
-        tbt=Spread.of(all_gaps),
-        tbt_p95=Spread.of(np.array([each.tbt_p95[i] for i in done if len(gaps[i])])),
-        tbt_max_ms=round(float(all_gaps.max()), 3) if len(all_gaps) else 0.0,
-        tpot=Spread.of(np.array([each.tpot[i] for i in done if outputs[i] > 1])),
-        normalized=Spread.of(latency),
-        ttft_longest=per_request.ttft_of_longest(),
+        tbt_max_ms=round(float(all_gaps.max(initial=0.0)), 3),
         merged_share=round(1.0 - seen / produced, 4) if produced else 0.0,
+        tbt=Spread.of(all_gaps),
+        **spreads,
     )
 
 
-def _rounded(values: Sequence[float], lived: Sequence[bool]) -> tuple[float | None, ...]:
-    pairs = zip(values, lived, strict=True)
-    return tuple(round(value, 2) if alive else None for value, alive in pairs)
+def _rounded(values: Floats, lived: Bools) -> tuple[float | None, ...]:
+    return tuple(
+        round(float(value), 2) if alive else None
+        for value, alive in zip(values, lived, strict=True)
+    )

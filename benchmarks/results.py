@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from nexus.benchmarks.metrics import Metrics, Objective, PerRequest
-from nexus.core.errors import DocumentError
+from nexus.core.errors import DocumentError, UserError
 from nexus.core.io.documents import STRICT, Provenance
 from nexus.core.machine import Machine
 from nexus.core.plan import Plan
@@ -106,7 +106,8 @@ class Condition:
 class Cell:
     """One run; ``error`` (it took too long) stands in place of its metrics.
 
-    ``gpu`` is the GPU's UUID, ``gpu_index`` which of the machine's GPUs it is.
+    ``attained`` stands in place of ``per_request`` where results are kept for good: the share of
+    requests that met bounds, by the bounds' names. ``gpu`` is the GPU's UUID, ``gpu_index`` which of the machine's GPUs it is.
     """
 
     schema: str
@@ -115,14 +116,29 @@ class Cell:
     created: str
     metrics: Metrics | None = None
     per_request: PerRequest | None = None
+    attained: dict[str, float] | None = None
     condition: Condition | None = None
     error: str | None = None
     gpu: str | None = None
     gpu_index: str | None = None
 
     def attainment(self, objective: Objective) -> float:
-        """The share of all requests that met it; 0 when the run did not end in time."""
-        return 0.0 if self.per_request is None else self.per_request.attainment(objective)
+        """The share of all requests that met it; 0 when the run did not end in time.
+
+        Raises UserError where only the shares of other bounds were kept.
+        """
+        if self.per_request is not None:
+            return self.per_request.attainment(objective)
+        if self.attained is None:
+            return 0.0
+        if objective.name not in self.attained:
+            raise UserError(f"the results do not say how many requests met {objective.name}")
+        return self.attained[objective.name]
+
+    @property
+    def line(self) -> bytes:
+        """The cell as one line of a file of results."""
+        return _CELL.dump_json(self, exclude_none=True) + b"\n"
 
 
 _CELL = TypeAdapter(Cell)
@@ -144,13 +160,11 @@ class Store:
 
     def add(self, cell: Cell) -> None:
         """Append ``cell``."""
-        line = _CELL.dump_json(cell, exclude_none=True) + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                if file.tell() and not _ends_whole(self.path):
-                    file.truncate(_last_whole(self.path))
-                file.write(line)
+                file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+                file.write(cell.line)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -196,11 +210,3 @@ def read_cells(path: Path) -> Iterator[Cell]:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise DocumentError(f"{path}:{number}: {where}: {first['msg']}") from error
-
-
-def _ends_whole(path: Path) -> bool:
-    return path.read_bytes().endswith(b"\n")
-
-
-def _last_whole(path: Path) -> int:
-    return path.read_bytes().rfind(b"\n") + 1

@@ -3,32 +3,71 @@
 import gzip
 import json
 import os
+import re
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nexus.benchmarks.agenda import Deployment, deployments, next_cell, wanted_rates
-from nexus.benchmarks.budget import Budget, OutOfTimeError
+from nexus.benchmarks.agenda import Deployment, Job, deployments, next_cell, wanted_rates
 from nexus.benchmarks.client import RunError, TooSlowError, prepare, replay
-from nexus.benchmarks.job import Job
-from nexus.benchmarks.machine import Clock
+from nexus.benchmarks.machine import watched
 from nexus.benchmarks.metrics import Objective, summarize
-from nexus.benchmarks.prepared import Preparations, Ready, plain_name, short_name
+from nexus.benchmarks.plans import Preparations, Ready, short_name
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting, Store, part_of
 from nexus.benchmarks.workloads import as_timed_trace, digest, requests_at
-from nexus.core.errors import UserError
+from nexus.core.errors import NexusError, UserError
 from nexus.core.io.outputs import check_writable, make_folder
+from nexus.core.io.terminal import now
 from nexus.planner.workload.requests import Requests
 from nexus.runtime.server_process import Server, ServerError
 
 START_S = 900.0  # the first start of a machine compiles kernels
+_FIRST_START_S = 120.0  # compiles kernels; later ones find them
+_LATER_START_S = 60.0
+_BEFORE_S, _AFTER_S = 4.0, 8.0  # a run's prompts are made; its last requests end
+_LAST_RUNS = 3
 _SLACK = 3.0  # a run may take this many times its duration, and a minute
+
+
+class OutOfTimeError(NexusError):
+    """The call's minutes are over; the same command goes on from there."""
+
+
+class Budget:
+    """Of one call; what it expects is what it has seen last."""
+
+    def __init__(self, minutes: float | None, duration_s: float) -> None:
+        """``minutes`` from now, None for no end; a run sends requests for ``duration_s``."""
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self._start_s = _FIRST_START_S
+        self._runs_s: deque[float] = deque(maxlen=_LAST_RUNS)
+        self._duration_s = duration_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to the end."""
+        return float("inf") if self._end is None else self._end - time.monotonic()
+
+    def started(self, seconds: float) -> None:
+        """A server took so long to start."""
+        self._start_s = min(seconds, _LATER_START_S)
+
+    def ran(self, seconds: float) -> None:
+        """A run took so long, from making its prompts to its last token."""
+        self._runs_s.append(seconds)
+
+    def require(self, *, starting: bool) -> None:
+        """Raise OutOfTimeError unless a run can end in time, with a start before it if need be."""
+        usual_s = _BEFORE_S + self._duration_s + _AFTER_S
+        needed_s = max([usual_s, *self._runs_s]) + (self._start_s if starting else 0.0)
+        if needed_s > self.left_s:
+            raise OutOfTimeError("out of time: the same command goes on from here")
 
 
 class Bench:
@@ -39,7 +78,8 @@ class Bench:
         self._job, self._folder, self._say = job, folder, say
         self._here = job.here
         self._budget = Budget(job.minutes, job.duration_s)
-        name = "_".join(map(plain_name, (short_name(job.model), self._here.machine.name)))
+        names = (short_name(job.model), self._here.machine.name)
+        name = "_".join("-".join(re.findall(r"[a-z0-9.]+", each.lower())) for each in names)
         path = part_of(make_folder(job.output), name, job.part)
         check_writable(path)
         self.store = Store(path)
@@ -84,21 +124,21 @@ class Bench:
             if burst_per_s is None:
                 return None, 0
             rates = wanted_rates(grid, burst_per_s)
-        measured = [
-            cell
-            for cell in self.store
-            if cell.key == self._key(ready, workload, cell.key.rate, cell.key.repeat)
-            and cell.setting == self._setting(ready, workload, cell.key.rate, cell.key.repeat)
-        ]
+        measured = []
+        for cell in self.store:
+            same = self._cell(ready, workload, cell.key.rate, cell.key.repeat)
+            if (cell.key, cell.setting) == (same.key, same.setting):
+                measured.append(cell)
         objectives = ready.deployment.objectives if grid.searches(workload) else ()
         return next_cell(grid, objectives, measured, rates, expected)
 
     def _burst_per_s(self, workload: str) -> float | None:
         """What any system served a burst at, on this machine and with this model."""
-        here = (self._here.machine, self._here.model_hash)
+        wanted = (workload, None, self._here.machine, self._here.model_hash)
         for cell in self.store:
-            same = (cell.key.workload, cell.key.rate) == (workload, None)
-            if same and (cell.setting.machine, cell.setting.model_hash) == here and cell.metrics:
+            key, setting = cell.key, cell.setting
+            which = (key.workload, key.rate, setting.machine, setting.model_hash)
+            if cell.metrics is not None and which == wanted:
                 return cell.metrics.requests_per_s
         return None
 
@@ -123,17 +163,12 @@ class Bench:
     def _measure(
         self, ready: Ready, server: Server, workload: str, rate: float | None, repeat: int
     ) -> None:
-        key = self._key(ready, workload, rate, repeat)
+        cell = self._cell(ready, workload, rate, repeat)
         requests = self._requests(workload, rate, repeat)
-        cell = Cell(
-            *(SCHEMA, key, self._setting(ready, workload, rate, repeat), _now()),
-            gpu=self._here.gpu_uuid,
-            gpu_index=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        )
         limit_s = _SLACK * self._job.duration_s + 60 + (START_S if rate is None else 0)
         began = time.monotonic()
         try:
-            with Clock(self._here) as clock:
+            with watched(self._here) as condition:
                 details = self._replay(server, requests, limit_s)
         except RunError as error:
             server.check()  # a dead server is no result
@@ -144,9 +179,7 @@ class Bench:
             metrics, per_request = summarize(details)
             if metrics.completed == 0:
                 raise RunError(f"every request failed: {_first_error(details)}")
-            cell = replace(
-                cell, metrics=metrics, per_request=per_request, condition=clock.condition
-            )
+            cell = replace(cell, metrics=metrics, per_request=per_request, condition=condition())
             self._keep_raw(details, digest(cell.created + ready.command + workload))
             self.store.add(cell)
         self._budget.ran(time.monotonic() - began)
@@ -170,18 +203,15 @@ class Bench:
         self, workload: str, rate: float | None, repeat: int, count: int | None = None
     ) -> Requests:
         job = self._job
-        if rate is None:
-            many = float(count or job.burst)
-            return requests_at(workload, float("inf"), many, repeat, job.max_model_len)
-        return requests_at(workload, rate, job.duration_s, repeat, job.max_model_len)
+        if rate is not None:
+            return requests_at(workload, rate, job.duration_s, repeat, job.max_model_len)
+        many = float(count or job.burst)
+        return requests_at(workload, float("inf"), many, repeat, job.max_model_len)
 
-    def _key(self, ready: Ready, workload: str, rate: float | None, repeat: int) -> Key:
+    def _cell(self, ready: Ready, workload: str, rate: float | None, repeat: int) -> Cell:
+        """What is to be measured, without any results."""
         planned = ready.deployment.planned_for
-        objective = None if planned is None else planned.name
-        return Key(ready.deployment.system.name, workload, repeat, rate, objective)
-
-    def _setting(self, ready: Ready, workload: str, rate: float | None, repeat: int) -> Setting:
-        return Setting(
+        setting = Setting(
             model=short_name(self._job.model),
             model_hash=self._here.model_hash,
             machine=self._here.machine,
@@ -191,6 +221,10 @@ class Bench:
             requests_hash=self._digest(workload, rate, repeat),
             plan=ready.used,
         )
+        objective = None if planned is None else planned.name
+        key = Key(ready.deployment.system.name, workload, repeat, rate, objective)
+        gpu_index = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return Cell(SCHEMA, key, setting, now(), gpu=self._here.gpu_uuid, gpu_index=gpu_index)
 
     def _digest(self, workload: str, rate: float | None, repeat: int) -> str:
         which = (workload, rate, repeat)
@@ -204,8 +238,7 @@ class Bench:
         folder = self.store.path.parent / "raw"
         folder.mkdir(parents=True, exist_ok=True)
         kept = {k: v for k, v in details.items() if k != "generated_texts"}
-        text = json.dumps(kept).encode()
-        (folder / f"{name}.json.gz").write_bytes(gzip.compress(text))
+        (folder / f"{name}.json.gz").write_bytes(gzip.compress(json.dumps(kept).encode()))
 
 
 def bench(job: Job, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
@@ -213,7 +246,8 @@ def bench(job: Job, folder: Path, say: Callable[[str], None]) -> tuple[Path, boo
 
     ``folder`` is for plans, traces and logs.
     """
-    signal.signal(signal.SIGTERM, _terminated)  # a server must not outlive its benchmark
+    # A server must not outlive its benchmark.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     prepare()
     runner = Bench(job, folder, say)
     say(f"results go to {runner.store.path}")
@@ -222,10 +256,6 @@ def bench(job: Job, folder: Path, say: Callable[[str], None]) -> tuple[Path, boo
     except OutOfTimeError as stop:
         say(str(stop))
     return runner.store.path, not runner.failed
-
-
-def _terminated(number: int, _: object) -> None:
-    sys.exit(128 + number)
 
 
 def _told(cell: Cell) -> str:
@@ -244,7 +274,3 @@ def _told(cell: Cell) -> str:
 def _first_error(details: dict[str, Any]) -> str:
     told = next((str(error) for error in details["errors"] if error), "no token came")
     return told.strip().splitlines()[-1]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,25 +1,39 @@
-"""Which rate to measure next, so that goodput becomes a measured crossing.
+"""The search for a system's goodput: where it is expected, which rate to measure next.
 
 Rates lie on one geometric grid for all systems, so that their cells share the same
-requests. A search begins where the crossing is expected, goes from there in strides that
-double while the crossing is not bracketed, and bisects down to neighbours.
+requests. A search begins where the simulator expects the crossing, goes from there in strides
+that double while the crossing is not bracketed, and bisects down to neighbours.
 """
 
+import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
-from pydantic.dataclasses import dataclass
+import numpy as np
 
-from nexus.core.io.documents import STRICT
+from nexus.benchmarks.metrics import Objective
+from nexus.benchmarks.systems import System
+from nexus.benchmarks.workloads import highest_rate, requests_at
+from nexus.core.io.outputs import write_atomically
+from nexus.core.plan import Plan
 from nexus.core.slo import GOOD_REQUESTS
+from nexus.planner.latency.model import fit_model
+from nexus.planner.latency.steptimes import StepTimes
+from nexus.planner.simulator.simulate import Run, simulate, stock_system
+from nexus.planner.simulator.simulate import System as Imagined
+from nexus.profiles.schema import Profile
 
 STEPS_PER_OCTAVE = 12  # neighbours are 5.9 % apart
 _OCTAVES = 5  # how far below its start the search gives up
 _WIDE = 4  # a bracket of more steps is tried where the crossing is expected, if that is inside
 _LONGEST = 8  # stride
+_LOWEST, _HIGHEST = 0.25, 128.0  # requests per second between which crossings are looked for
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True)
 class Crossing:
     """Goodput as measured; rates in requests per second.
 
@@ -111,3 +125,98 @@ def next_rate(attained: Mapping[float, float], start: float) -> float | None:
 def _stride(gone: int) -> int:
     """The next stride after so many grid points away from where the search began."""
     return min(max(gone, 0) + 1, _LONGEST)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A system, and the plan it serves with unless it is stock vLLM, with the plan's hash."""
+
+    system: System
+    plan: Plan | None = None
+    plan_hash: str = ""
+
+    def imagined(self, default_tokens: int) -> Imagined:
+        """As the simulator knows it; ``default_tokens`` is vLLM's own token budget."""
+        plan, system = self.plan, self.system
+        if plan is None:
+            return replace(stock_system(system.budget or default_tokens), name=system.name)
+        if plan.shares is not None:
+            (mode,) = plan.modes.values()
+            return Imagined(system.name, mode, shares=plan.shares)
+        return Imagined(system.name, plan=plan, order=system.order)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one machine's profile.
+
+    ``max_model_len`` (tokens) and ``max_num_seqs`` are the servers', ``duration_s`` a run's.
+    """
+
+    profile: Profile
+    max_model_len: int
+    max_num_seqs: int
+    duration_s: float
+
+    def run(self, who: Candidate, workload: str, rate: float, repeat: int = 0) -> Run:
+        """The run of a cell, request for request."""
+        requests = requests_at(workload, rate, self.duration_s, repeat, self.max_model_len)
+        engine = replace(self.profile.engine, max_num_seqs=self.max_num_seqs)
+        imagined = who.imagined(engine.max_num_batched_tokens)
+        return simulate(self._times, engine, requests, imagined)
+
+    def goodput(self, who: Candidate, workload: str, objective: Objective) -> float:
+        """The grid's highest rate that is sustained; the lowest there is if none is."""
+        highest = min(_HIGHEST, highest_rate(workload, self.duration_s))
+        low, high = index_of(_LOWEST), index_of(highest)
+        while high - low > 1:
+            middle = (low + high) // 2
+            run = self.run(who, workload, rate_at(middle))
+            if met(run, objective) >= GOOD_REQUESTS:
+                low = middle
+            else:
+                high = middle
+        return rate_at(low)
+
+    @cached_property
+    def _times(self) -> StepTimes:
+        return StepTimes(fit_model(self.profile))
+
+
+def met(run: Run, objective: Objective) -> float:
+    """The share of requests that meet ``objective``."""
+    if not objective.tpot:
+        return run.attainment(objective.bounds)
+    gaps = np.zeros(len(run.outputs))
+    gaps[run.outputs > 1] = run.tpot_ms
+    good = (run.ttft_ms <= objective.ttft_ms) & (gaps <= objective.gap_ms)
+    return float(good.mean())
+
+
+class Forecasts:
+    """Crossings that are simulated once, and kept in a file if there is one."""
+
+    def __init__(self, forecast: Forecast | None, path: Path | None) -> None:
+        """Without a forecast, what ``path`` holds is all there is."""
+        self._forecast, self._path = forecast, path
+        self._known: dict[str, float] = {}
+        if path is not None and path.exists():
+            self._known = json.loads(path.read_text(encoding="utf-8"))
+
+    def of(self, who: Candidate, workload: str, objective: Objective) -> float | None:
+        """Where ``who`` is expected to cross; None if nothing says."""
+        if self._forecast is None:
+            return None
+        name = self._name(who, workload, objective)
+        if name not in self._known:
+            self._known[name] = self._forecast.goodput(who, workload, objective)
+            if self._path is not None:
+                write_atomically(self._path, json.dumps(self._known, indent=1) + "\n")
+        return self._known[name]
+
+    def _name(self, who: Candidate, workload: str, objective: Objective) -> str:
+        of = self._forecast
+        assert of is not None
+        limits = f"{of.max_model_len} {of.max_num_seqs} {of.duration_s:g}s"
+        plan = (who.plan_hash,) if who.plan_hash else ()
+        return " ".join((of.profile.hash, limits, who.system.name, *plan, workload, objective.name))

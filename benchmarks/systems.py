@@ -20,7 +20,8 @@ Sharing = Literal["fused", "split", "overlap", "plan", "mps"]
 class System:
     """One server to measure.
 
-    ``budget`` is stock vLLM's --max-num-batched-tokens in tokens, None for its default.
+    ``budget`` is stock vLLM's --max-num-batched-tokens in tokens, None for its default;
+    ``queue`` its --max-num-queued-tokens: beyond so many prompt tokens that wait it refuses.
     ``sharing`` says which plan it serves with: only fused modes, the best single split,
     the best single overlap, or all of it; ``mps`` is the best static share of two stock
     engines; None is stock vLLM.
@@ -28,6 +29,7 @@ class System:
 
     name: str
     budget: int | None = None
+    queue: int | None = None
     sharing: Sharing | None = None
     order: PrefillOrder = "fcfs"
 
@@ -45,9 +47,10 @@ class System:
         return words
 
     def _limits(self, shared: tuple[str, ...]) -> list[str]:
+        words = [] if self.queue is None else ["--max-num-queued-tokens", str(self.queue)]
         if self.budget is None:
-            return []
-        words = ["--max-num-batched-tokens", str(self.budget)]
+            return words
+        words += ["--max-num-batched-tokens", str(self.budget)]
         # vLLM wants room for a token of every sequence, and sees to it where no limit is given.
         limited = given(shared, "--max-num-seqs")
         if limited and number_in(shared, "--max-num-seqs") > self.budget:
@@ -65,8 +68,9 @@ def number_in(options: Sequence[str], wanted: str) -> int:
     return int(text)
 
 
-def _stock(budget: int | None) -> System:
-    return System(f"vllm-{budget or 'default'}", budget)
+def _stock(budget: int | None, queue: int | None = None) -> System:
+    limited = "" if queue is None else f"-queue-{queue}"
+    return System(f"vllm-{budget or 'default'}{limited}", budget, queue)
 
 
 def _nexus(order: PrefillOrder, sharing: Sharing) -> System:
@@ -90,6 +94,8 @@ OTHERS = (
     _stock(384),
     _stock(1024),
     _stock(8192),
+    # A second of prompts at the rate at which that budget computes the conversation.
+    _stock(512, queue=20_000),
 )
 SYSTEMS = {system.name: system for system in (*DECISIVE, *OTHERS)}
 

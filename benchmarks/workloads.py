@@ -9,11 +9,12 @@ reads is a workload too, with the prefixes that its requests share.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from itertools import count as counter
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,48 +33,38 @@ _OWN_IDS = 1 << 40  # ids from here on are one prompt's own
 _P95 = 1.6449  # standard deviations from the median to the 95th percentile
 
 
-@dataclass(frozen=True)
-class LogNormal:
-    """Lengths with the given median and 95th percentile, cut at ``most`` tokens."""
-
-    p50: float
-    p95: float
-    most: int
-
-    def sample(self, rng: np.random.Generator, count: int) -> Ints:
-        """``count`` lengths, at least 1; shape (count,)."""
-        sigma = np.log(self.p95 / self.p50) / _P95
-        drawn = rng.lognormal(np.log(self.p50), sigma, count)
-        return np.clip(np.round(drawn), 1, self.most).astype(np.int64)
+Sample = Callable[[np.random.Generator, int], Ints]  # that many lengths, at least 1
 
 
-@dataclass(frozen=True)
-class Uniform:
+def _log_normal(p50: float, p95: float, most: int) -> Sample:
+    """Lengths with that median and 95th percentile, cut at ``most`` tokens."""
+    mean, sigma = np.log(p50), np.log(p95 / p50) / _P95
+    return lambda rng, count: np.clip(np.round(rng.lognormal(mean, sigma, count)), 1, most).astype(
+        np.int64
+    )
+
+
+def _uniform(mean: float) -> Sample:
     """Lengths spread evenly within half of ``mean`` of it."""
-
-    mean: float
-
-    def sample(self, rng: np.random.Generator, count: int) -> Ints:
-        """``count`` lengths, at least 1; shape (count,)."""
-        drawn = rng.uniform(0.5 * self.mean, 1.5 * self.mean, count)
-        return np.maximum(np.round(drawn), 1).astype(np.int64)
+    return lambda rng, count: np.maximum(
+        np.round(rng.uniform(0.5 * mean, 1.5 * mean, count)), 1
+    ).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A kind of request and its share of a workload."""
 
     share: float
-    inputs: LogNormal | Uniform
-    outputs: LogNormal | Uniform
+    inputs: Sample
+    outputs: Sample
 
 
 # The kinds of data that the Nexus paper (arXiv 2507.06608) serves: Long Data Collections,
 # arXiv summarization, and 60 % ShareGPT with 40 % of the first. These are distributions of
 # lengths chosen to resemble them, not the data sets.
-_LONG = Part(1.0, LogNormal(5461, 9292, 16384), LogNormal(159, 339, 1024))
-_ARXIV = Part(1.0, LogNormal(3575, 6460, 16384), LogNormal(181, 357, 1024))
-_CHAT = Part(1.0, LogNormal(432, 970, 4096), LogNormal(37, 383, 1024))
+_LONG = Part(1.0, _log_normal(5461, 9292, 16384), _log_normal(159, 339, 1024))
+_ARXIV = Part(1.0, _log_normal(3575, 6460, 16384), _log_normal(181, 357, 1024))
+_CHAT = Part(1.0, _log_normal(432, 970, 4096), _log_normal(37, 383, 1024))
 
 Draw = Callable[[int, int], Requests]  # (count, repeat): that many requests at one a second
 
@@ -85,9 +76,9 @@ def _poisson(name: str, parts: tuple[Part, ...], count: int, repeat: int) -> Req
     times = np.cumsum(gap.exponential(1.0, count + 1))
     arrivals = times[:-1] * count / times[-1]
     chosen = kind.choice(len(parts), size=count, p=[part.share for part in parts])
-    inputs = np.stack([p.inputs.sample(s, count) for p, s in zip(parts, streams, strict=False)])
+    inputs = np.stack([p.inputs(s, count) for p, s in zip(parts, streams, strict=False)])
     outputs = np.stack(
-        [p.outputs.sample(s, count) for p, s in zip(parts, streams[len(parts) :], strict=True)]
+        [p.outputs(s, count) for p, s in zip(parts, streams[len(parts) :], strict=True)]
     )
     index = np.arange(count)
     return Requests(arrivals, Lengths(name, inputs[chosen, index], outputs[chosen, index]))
@@ -122,14 +113,14 @@ def _window(path: Path, name: str, count: int, repeat: int) -> Requests:
 
 
 WORKLOADS: Mapping[str, Draw] = {
-    "azure_conv": partial(_window, TRACES / "azure_conv.csv", "azure_conv"),
-    "azure_code": partial(_window, TRACES / "azure_code.csv", "azure_code"),
+    "azure_conv": partial(_window, TRACES / "azure_conv.csv.gz", "azure_conv"),
+    "azure_code": partial(_window, TRACES / "azure_code.csv.gz", "azure_code"),
     "long-documents": partial(_poisson, "long-documents", (_LONG,)),
     "arxiv": partial(_poisson, "arxiv", (_ARXIV,)),
     "mixed": partial(
         _poisson,
         "mixed",
-        (Part(0.6, _CHAT.inputs, _CHAT.outputs), Part(0.4, _LONG.inputs, _LONG.outputs)),
+        (_CHAT._replace(share=0.6), _LONG._replace(share=0.4)),
     ),
 }
 
@@ -146,7 +137,7 @@ def workload(name: str) -> Draw:
     kind, *means = name.split(":")
     means = means or ["1024", "128"]
     if kind == "random" and len(means) == 2 and all(m.isdigit() and int(m) for m in means):
-        part = Part(1.0, Uniform(float(means[0])), Uniform(float(means[1])))
+        part = Part(1.0, _uniform(float(means[0])), _uniform(float(means[1])))
         return partial(_poisson, name, (part,))
     known = ", ".join([*WORKLOADS, "random:INPUT:OUTPUT", "the file of a trace"])
     raise UserError(f"no workload {name!r}; there are {known}")

@@ -72,14 +72,14 @@ def bench(
 
     Example: nexus bench ./SmolLM2-135M-Instruct --quick
     """
-    from nexus.benchmarks.command import Words, job_of, make_plans, quick_job
-    from nexus.benchmarks.page import write_page
+    from nexus.benchmarks.command import Words, job_of, quick_job
+    from nexus.benchmarks.plans import make_plans
     from nexus.benchmarks.results import all_cells
     from nexus.benchmarks.run import bench
     from nexus.benchmarks.workloads import told
 
     if only_page is not None:
-        typer.echo(f"wrote {write_page(only_page)}")
+        typer.echo(f"wrote {_page(only_page)}")
         return
     quieten(verbose=False)
     model, options = model_and_options(rest)
@@ -119,8 +119,15 @@ def bench(
     if not all_cells(results):
         typer.echo("nothing was measured")
     elif find_spec("plotly"):
-        typer.echo(f"wrote {results} and {write_page(results)}")
+        typer.echo(f"wrote {results} and {_page(results)}")
     else:
         typer.echo(f"wrote {results}; no plotly, so no page")
     if not whole:
         raise typer.Exit(1)
+
+
+def _page(results: Path) -> Path:
+    """Plotly is loaded for a page alone: a GPU machine may lack it."""
+    from nexus.benchmarks.report.page import write_page
+
+    return write_page(results)

@@ -9,6 +9,7 @@ import typer
 from nexus.commands.common import profile_here
 from nexus.core.errors import UserError
 from nexus.core.io.terminal import assume, err
+from nexus.core.late_share import LEAST_LATE_SHARE, MOST_LATE_SHARE
 from nexus.core.plan import Plan
 from nexus.core.ranking import DEFAULT_ORDER
 from nexus.planner.workload.requests import Lengths, Requests, lengths_of, longest_request
@@ -58,8 +59,13 @@ class PrefillOrderOption(StrEnum):
 
 
 DEFAULT_PREFILL_ORDER = PrefillOrderOption(DEFAULT_ORDER)
-AgingOption = Annotated[
-    float, typer.Option(help="Tokens that a second of waiting is worth; not for fcfs.", min=0.0)
+LateShareOption = Annotated[
+    float,
+    typer.Option(
+        help="Of all prompt tokens, what prompts keep that miss their bound; not for fcfs.",
+        min=LEAST_LATE_SHARE,
+        max=MOST_LATE_SHARE,
+    ),
 ]
 
 

@@ -8,13 +8,13 @@ import typer
 from nexus.commands.common import Rest, demo_model, model_and_options
 from nexus.commands.options import (
     DEFAULT_PREFILL_ORDER,
-    AgingOption,
+    LateShareOption,
     PartitionerOption,
     PrefillOrderOption,
 )
 from nexus.core.errors import UserError
 from nexus.core.io.terminal import assume, err, quieten
-from nexus.core.ranking import DEFAULT_AGING_TOKENS_PER_S
+from nexus.core.late_share import DEFAULT_LATE_SHARE
 
 
 def serve(
@@ -29,7 +29,14 @@ def serve(
             help="Waiting prompts: as many on time as can be, the shortest first, or as they come."
         ),
     ] = DEFAULT_PREFILL_ORDER,
-    prefill_aging_tokens_per_s: AgingOption = DEFAULT_AGING_TOKENS_PER_S,
+    late_share: LateShareOption = DEFAULT_LATE_SHARE,
+    refuse_late: Annotated[
+        float | None,
+        typer.Option(
+            help="Refuse (503) whose first token would take longer than so many bounds on TTFT.",
+            min=1.0,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Serve another model or machine than the plan's.")
     ] = False,
@@ -64,9 +71,10 @@ def serve(
         options,
         table,
         prefill_order.value,
-        prefill_aging_tokens_per_s,
+        late_share,
         force,
         trace,
+        refuse_late,
     )
 
 
@@ -77,7 +85,7 @@ def _serve_with_mps(
 
     if model is None or table is None:
         raise UserError("--partitioner mps needs --table: `nexus plan --partitioner mps` makes one")
-    for name in ("prefill_order", "prefill_aging_tokens_per_s", "trace"):
+    for name in ("prefill_order", "late_share", "trace", "refuse_late"):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             option = f"--{name.replace('_', '-')}"

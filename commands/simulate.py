@@ -8,8 +8,8 @@ import typer
 from nexus.commands.options import (
     DEFAULT_PREFILL_ORDER,
     MOST,
-    AgingOption,
     ColumnsOption,
+    LateShareOption,
     PlanArgument,
     PrefillOrderOption,
     ProfileOption,
@@ -21,8 +21,9 @@ from nexus.commands.options import (
 )
 from nexus.core.io.outputs import check_writable, write_atomically
 from nexus.core.io.terminal import err
+from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.plan import read_plan
-from nexus.core.ranking import DEFAULT_AGING_TOKENS_PER_S, PrefillOrder
+from nexus.core.ranking import PrefillOrder
 from nexus.planner.workload.requests import lengths_of
 from nexus.profiles.schema import read_profile
 from nexus.profiles.shipped import PROFILE_HERE
@@ -44,7 +45,7 @@ def simulate(
     prefill_order: Annotated[
         PrefillOrderOption, typer.Option(help="As in `nexus serve`.")
     ] = DEFAULT_PREFILL_ORDER,
-    prefill_aging_tokens_per_s: AgingOption = DEFAULT_AGING_TOKENS_PER_S,
+    late_share: LateShareOption = DEFAULT_LATE_SHARE,
     stock: Annotated[
         list[int] | None, typer.Option(help="Also stock vLLM with this chunk; repeatable.", min=1)
     ] = None,
@@ -67,7 +68,7 @@ def simulate(
     source = profile or profile_of_plan(table)
     if chrome_trace is not None:
         check_writable(chrome_trace, plan, source, trace, PROFILE_HERE)
-    system = plan_system(table, order, prefill_aging_tokens_per_s)
+    system = plan_system(table, order, late_share)
     measured = read_profile(source)
     traced = requests_of(trace, columns, tokenizer, rate)
     workload = traced.window(0, num_requests) if traced else lengths_of(table.workload)

@@ -1,8 +1,12 @@
 """Service-level objectives: the bounds, and how much of the traffic has to meet them."""
 
+from typing import Annotated
+
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nexus.core.io.documents import STRICT, Ms
+from nexus.core.arrays import Floats
+from nexus.core.io.documents import STRICT, Ms, Quantity
 
 LATE_GAPS = 0.05
 """Of a request's gaps between tokens, as many may exceed the bound on TBT."""
@@ -16,10 +20,30 @@ GOOD_REQUESTS = 0.9
 
 @dataclass(frozen=True, config=STRICT)
 class Bounds:
-    """The service-level objective: time to first token and time between tokens."""
+    """The service-level objective: time to first token and time between tokens.
+
+    The bound on TTFT is ``ttft_ms``, and ``ttft_ms_per_1k_tokens`` more for each 1,000 prompt
+    tokens that have to be computed.
+    """
 
     ttft_ms: Ms
     tbt_ms: Ms
+    ttft_ms_per_1k_tokens: Annotated[Quantity, Field(exclude_if=lambda ms: ms == 0.0)] = 0.0
+
+    def ttft_ms_for(self, tokens: float) -> float:
+        """The bound on TTFT of a prompt of which ``tokens`` are not cached."""
+        return self.ttft_ms + self.ttft_ms_per_1k_tokens * tokens / 1e3
+
+    def ttft_ms_of(self, tokens: Floats) -> Floats:
+        """The same for many prompts at once; of ``tokens``' shape."""
+        return self.ttft_ms + self.ttft_ms_per_1k_tokens * tokens / 1e3
+
+    @property
+    def ttft_name(self) -> str:
+        """In words, such as ``1000 ms`` or ``1000 ms + 40 ms per 1,000 prompt tokens``."""
+        slope = self.ttft_ms_per_1k_tokens
+        more = f" + {slope:g} ms per 1,000 prompt tokens" if slope else ""
+        return f"{self.ttft_ms:g} ms{more}"
 
 
 def has_late_budget(tokens: int, late: int) -> bool:

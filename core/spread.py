@@ -1,12 +1,20 @@
 """Mean and percentiles of one quantity."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from pydantic.dataclasses import dataclass
 
 from nexus.core.arrays import Floats
 from nexus.core.io.documents import STRICT
 
-QUANTILES = (50.0, 95.0, 99.0)
+
+def percentile(values: Sequence[float] | Floats, percent: float) -> float:
+    """The ``percent``-th percentile of ``values``, interpolated between the two nearest.
+
+    There must be at least one value.
+    """
+    return float(np.percentile(values, percent))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -23,8 +31,8 @@ class Spread:
         """Of values of shape (n,); None when there are none."""
         if len(values) == 0:
             return None
-        quantiles = np.percentile(values, QUANTILES)
-        return cls(*(round(float(v), 3) for v in (values.mean(), *quantiles)))
+        parts = (float(values.mean()), *(percentile(values, percent) for percent in (50, 95, 99)))
+        return cls(*(round(part, 3) for part in parts))
 
     def __str__(self) -> str:
         """One line."""

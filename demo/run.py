@@ -17,7 +17,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from nexus.core.errors import InfeasibleError, NexusError
 from nexus.core.plan import Plan, Table, read_plan
 from nexus.demo.model import ensure_demo_model
-from nexus.runtime.server_process import Server, Stopped
+from nexus.runtime.process import Stopped
+from nexus.runtime.server_process import Server
 
 FOLDER = Path("build/demo")
 START_S = 300.0

@@ -1,11 +1,10 @@
 """What lies between the end of a step and its tokens at the client, and what it does to TBT.
 
-Run ``python evidence/delivery.py MODEL PLAN --workload arxiv --rate 7.127 OPTIONS``, with
+Run ``python -m nexus.evidence.delivery MODEL PLAN --workload arxiv --rate 7.127 OPTIONS``, with
 options of ``nexus serve`` at the end. It serves the workload for a minute with ``--trace``, and
 sets the engine's time of each token beside the client's: both read the same monotonic clock.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Sequence
@@ -14,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 
-from nexus.benchmarks.client import replay
-from nexus.benchmarks.shapes import with_tokenizer
+from nexus.benchmarks.client import replay, with_tokenizer
 from nexus.benchmarks.workloads import requests_at
 from nexus.core.arrays import Floats
 from nexus.core.plan import read_plan
-from nexus.core.slo import LATE_GAPS
+from nexus.core.slo import GOOD_GAPS
+from nexus.core.spread import percentile
 from nexus.evidence.lane.tracefile import read_trace
 from nexus.runtime.machine import software, this_machine
 from nexus.runtime.server_process import Server
@@ -55,10 +55,9 @@ def told(tokens: Sequence[Delivered], bound_ms: float) -> dict[str, Any]:
     """Delays in ms, and the shares of gaps and of requests that exceed the bound on TBT."""
     delays_ms = 1e3 * np.concatenate([each.client_s - each.engine_s for each in tokens])
     at = (5, 50, 95, 99)
-    found = np.percentile(delays_ms, at)
     return {
         "requests": len(tokens),
-        "delay_ms": {f"p{p}": round(float(ms), 2) for p, ms in zip(at, found, strict=True)},
+        "delay_ms": {f"p{p}": round(percentile(delays_ms, p), 2) for p in at},
         "late_by_engine": _late([each.engine_s for each in tokens], bound_ms),
         "late_by_client": _late([each.client_s for each in tokens], bound_ms),
     }
@@ -66,22 +65,34 @@ def told(tokens: Sequence[Delivered], bound_ms: float) -> dict[str, Any]:
 
 def _late(times_s: Sequence[Floats], bound_ms: float) -> dict[str, float]:
     gaps_ms = [1e3 * np.diff(each) for each in times_s]
-    tail = [np.percentile(each, 100 * (1 - LATE_GAPS)) for each in gaps_ms]
+    tail = [percentile(each, 100 * GOOD_GAPS) for each in gaps_ms]
     return {
         "gaps": round(float((np.concatenate(gaps_ms) > bound_ms).mean()), 4),
-        "requests": sum(bool(ms > bound_ms) for ms in tail),
+        "requests": sum(ms > bound_ms for ms in tail),
     }
 
 
-def measured(arguments: argparse.Namespace, options: list[str], folder: Path) -> list[Delivered]:
+@dataclass(frozen=True)
+class Load:
+    """What is served: ``rate`` requests a second for ``duration_s`` of a workload."""
+
+    workload: str
+    rate: float
+    duration_s: float
+    max_model_len: int
+
+
+def measured(
+    name: str, plan: Path, load: Load, options: Sequence[str], folder: Path
+) -> list[Delivered]:
     """Serve and replay; the tokens of every request with more than one."""
-    model, trace = with_tokenizer(arguments.model, folder), folder / "trace.json"
-    words = [model, "--table", str(arguments.plan), "--trace", str(trace), *options]
-    words += ["--max-model-len", str(arguments.max_model_len), "--no-enable-prefix-caching"]
+    model, trace = with_tokenizer(name, folder), folder / "trace.json"
+    words = [model, "--table", str(plan), "--trace", str(trace), *options]
+    words += ["--max-model-len", str(load.max_model_len), "--no-enable-prefix-caching"]
     with Server(words, folder / "serve.log", _START_S) as server:
-        for rate, many in ((float("inf"), float(_WARM_UP)), (arguments.rate, arguments.duration)):
-            requests = requests_at(arguments.workload, rate, many, 0, arguments.max_model_len)
-            limit_s = 5 * arguments.duration + _START_S
+        for rate, many in ((float("inf"), float(_WARM_UP)), (load.rate, load.duration_s)):
+            requests = requests_at(load.workload, rate, many, 0, load.max_model_len)
+            limit_s = 5 * load.duration_s + _START_S
             details = replay(model, server.port, requests, folder, limit_s, server.check)
     ends_s = np.array([step.end for step in read_trace(trace).steps]) / 1e3
     each = zip(details["start_times"], details["ttfts"], details["itls"], strict=True)
@@ -89,22 +100,25 @@ def measured(arguments: argparse.Namespace, options: list[str], folder: Path) ->
     return [tokens for tokens in found if tokens is not None]
 
 
-def main() -> None:
-    """Parse, measure, print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("--workload", default="azure_conv")
-    parser.add_argument("--rate", type=float, default=1.0)
-    parser.add_argument("--duration", type=float, default=60.0)
-    parser.add_argument("--max-model-len", type=int, default=16384)
-    arguments, options = parser.parse_known_args()
-    bound_ms = read_plan(arguments.plan).bounds.tbt_ms
+def main(
+    context: typer.Context,
+    model: str,
+    plan: Path,
+    workload: str = "azure_conv",
+    rate: float = 1.0,
+    duration: float = 60.0,
+    max_model_len: int = 16384,
+) -> None:
+    """Serve MODEL with PLAN and OPTIONS of nexus serve; print one JSON object."""
+    bound_ms = read_plan(plan).bounds.tbt_ms
+    load = Load(workload, rate, duration, max_model_len)
     with tempfile.TemporaryDirectory() as folder:
-        tokens = measured(arguments, options, Path(folder))
+        tokens = measured(model, plan, load, context.args, Path(folder))
     here = {"machine": this_machine().name, "software": software()}
-    print(json.dumps(here | told(tokens, bound_ms)))  # noqa: T201  the benchmark's output
+    typer.echo(json.dumps(here | told(tokens, bound_ms)))
 
 
 if __name__ == "__main__":
-    main()
+    app = typer.Typer()
+    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(main)
+    app()

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from nexus.core.spread import percentile
 from nexus.profiles.schema import Sample, read_profile
 
 
@@ -29,7 +30,7 @@ def main(first: str, second: str) -> None:
     found = list(differences(*pairs))
     for mode in ("all", *dict.fromkeys(mode for mode, _ in found)):
         values = [value for name, value in found if mode in ("all", name)]
-        p95 = statistics.quantiles(values, n=100, method="inclusive")[94]
+        p95 = percentile(values, 95)
         sys.stdout.write(
             f"{mode}: {len(values)} step times in both: median difference"
             f" {statistics.median(values):.2%}, p95 {p95:.2%}, most {max(values):.2%}\n"

@@ -1,12 +1,11 @@
 """What the planned scheduler adds to a step, at many running and waiting requests.
 
-Run ``python evidence/scheduler_overhead.py MODEL PLAN`` for any model folder and plan.
+Run ``python -m nexus.evidence.scheduler_overhead MODEL PLAN`` for any model folder and plan.
 It starts vLLM with the plan, one layer of MODEL and random weights, fills it with
 requests that decode, and takes vLLM's own share out of the time of ``schedule()``. With
 ``--waiting`` so many more wait, for whom there is no room, and at each step one more comes.
 """
 
-import argparse
 import json
 import os
 import random
@@ -14,9 +13,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from nexus.core.ranking import DEFAULT_ORDER, ORDERS
+import typer
+
+from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder
 from nexus.runtime.machine import software, this_machine
 from nexus.runtime.vllm.context import ServeContext
 
@@ -84,35 +85,33 @@ def schedule_us(engine: Any, steps: int, waiting: int) -> tuple[list[float], lis
     return whole, inner
 
 
-def main() -> None:
-    """Parse, measure, print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--waiting", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--order", choices=ORDERS, default=DEFAULT_ORDER)
-    arguments = parser.parse_args()
+def main(
+    model: str,
+    plan: Path,
+    requests: int = 256,
+    waiting: int = 0,
+    steps: int = 300,
+    order: Annotated[PrefillOrder, typer.Option()] = DEFAULT_ORDER,
+) -> None:
+    """Measure, and print one JSON object."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    context = ServeContext(arguments.plan, arguments.order)
-    engine = full_engine(arguments.model, context, arguments.requests)
-    whole, inner = schedule_us(engine, arguments.steps, arguments.waiting)
+    engine = full_engine(model, ServeContext(plan, order), requests)
+    whole, inner = schedule_us(engine, steps, waiting)
     added = [all_of_it - vllm for all_of_it, vllm in zip(whole, inner, strict=True)]
     result = {
         "machine": this_machine().name,
         "software": software(),
-        "requests": arguments.requests,
-        "waiting": arguments.waiting,
-        "order": arguments.order,
-        "steps": arguments.steps,
+        "requests": requests,
+        "waiting": waiting,
+        "order": order,
+        "steps": steps,
         "vllm_schedule_us": round(statistics.median(inner), 1),
         "added_us": round(statistics.median(added), 1),
     }
     engine.engine_core.shutdown()
-    print(json.dumps(result))  # noqa: T201  the benchmark's output
+    typer.echo(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -16,18 +16,19 @@ from typing import Any
 import torch
 
 from nexus.core.errors import PartitionError
+from nexus.core.spread import percentile
 from nexus.profiler.kernels import KernelRecorder, kernel_samples
-from nexus.profiler.measure import all_ranks, percentile
+from nexus.profiler.measure import all_ranks
 from nexus.profiler.nvml import GpuCondition
 from nexus.profiler.points import BATCHES, Point
 from nexus.profiler.steps import StepDriver
 from nexus.profiles.schema import KernelSample, Sample
 from nexus.runtime.partition.green import GreenContexts, Lanes
+from nexus.runtime.vllm.compat import AsyncModelRunnerOutput
 from nexus.runtime.vllm.graphs.decode import DecodeLane
 from nexus.runtime.vllm.graphs.mixed import MixedGraphs, most_tokens
 from nexus.runtime.vllm.graphs.sizes import sizes_up_to
-from nexus.runtime.vllm.lane.prefill_lane import LanePass, PrefillLane
-from nexus.runtime.vllm.lane.rows import Row
+from nexus.runtime.vllm.lane import LanePass, PrefillLane, Row
 
 WARM_UP = 3
 MIN_REPEATS = 5
@@ -67,7 +68,7 @@ class QueuedSteps(StepDriver):
         output = self._worker.execute_model(step)
         if output is None:
             output = self._worker.sample_tokens(None)
-        if hasattr(output, "get_output"):
+        if isinstance(output, AsyncModelRunnerOutput):
             self._queued.append(output)
 
 
@@ -80,7 +81,8 @@ class Meter:
         index = runner.device.index or 0
         self.contexts = GreenContexts(index)
         self._steps = QueuedSteps(worker)
-        self._stock = getattr(runner, "cudagraph_manager", None)
+        v2 = runner.vllm_config.use_v2_model_runner
+        self._stock = runner.cudagraph_manager if v2 else None
         mixed = sizes_up_to(most_tokens(runner))
         if mixed:
             MixedGraphs(runner, mixed)  # steps of both phases as `nexus serve` runs them
@@ -160,7 +162,7 @@ class Meter:
             condition = self._gpu.read()
             events[-1].synchronize()
         times = intervals_ms(events)[WARM_UP - 1 :]
-        both = {"median": statistics.median(times), "p95": percentile(times, 95)}
+        both = {"median": statistics.median(times), "p95": round(percentile(times, 95), 4)}
         return point.sample(
             prefill_ms=both["median"] if point.chunk else None,
             prefill_p95_ms=both["p95"] if point.chunk else None,
@@ -200,9 +202,9 @@ class Meter:
         chunks = intervals_ms(finished)
         return point.sample(
             prefill_ms=statistics.median(chunks),
-            prefill_p95_ms=percentile(chunks, 95),
+            prefill_p95_ms=round(percentile(chunks, 95), 4),
             decode_ms=statistics.median(tbt),
-            decode_p95_ms=percentile(tbt, 95),
+            decode_p95_ms=round(percentile(tbt, 95), 4),
             repeats=len(tbt),
             **vars(condition),
         )

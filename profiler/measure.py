@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from nexus.core.spread import percentile
 from nexus.profiler.points import Point, core_counts
 from nexus.profiler.steps import StepDriver
 from nexus.profiles.schema import KernelSample, Sample
@@ -32,7 +33,7 @@ class Meter:
             self._steps.begin(point.decode_batch, point.decode_context, MAX_REPEATS + 2)
             times = timed_ms(lambda: self._steps.run(point.chunk, point.prefill_context))
             self._steps.end()
-        median, p95 = round(statistics.median(times), 4), percentile(times, 95)
+        median, p95 = round(statistics.median(times), 4), round(percentile(times, 95), 4)
         prefill, decode = point.chunk > 0, point.decode_batch > 0
         return point.sample(
             prefill_ms=median if prefill else None,
@@ -65,14 +66,6 @@ def timed_ms(step: Callable[[], None]) -> list[float]:
 
 def all_ranks(go_on: bool) -> bool:
     """What the first rank says: a step is of all ranks, so each must run as many."""
-    from vllm.distributed.parallel_state import get_world_group
+    from nexus.runtime.vllm.compat import get_world_group
 
     return bool(get_world_group().broadcast_object(go_on))
-
-
-def percentile(values: list[float], percent: float) -> float:
-    """The ``percent``-th percentile of ``values``, interpolated."""
-    if len(values) == 1:
-        return values[0]
-    cuts = statistics.quantiles(values, n=100, method="inclusive")
-    return round(cuts[round(percent) - 1], 4)

@@ -33,6 +33,7 @@ from nexus.profiler.points import (
 from nexus.profiler.worker import reason
 from nexus.profiles.schema import KernelSample, Profile, Sample, read_profile, write_profile
 from nexus.runtime.machine import config_hash, software, this_machine
+from nexus.runtime.vllm.compat import Room, check_installed
 from nexus.runtime.vllm.graphs.sizes import MOST_MIXED_TOKENS
 from nexus.runtime.vllm.options import (
     files_of,
@@ -200,6 +201,7 @@ def open_session(
     check_writable(path, *files_of(model, options))
     machine = this_machine()
     before = read_profile(path) if path.is_file() and not fresh else None
+    check_vllm(machine)
     origin = Origin.of(model, options, machine)
     if before is not None:
         check_origin(before, origin, path)
@@ -224,6 +226,12 @@ def open_session(
         engine.engine_core.shutdown()
 
 
+def check_vllm(machine: Machine) -> None:
+    """Raise EngineError, in one line, where the installed vLLM lacks what a profiler needs."""
+    lane: tuple[Room, ...] = ("graphs", "lane") if machine.device == "cuda" else ()
+    check_installed("options", "worker", "profiler", *lane, device=machine.device)
+
+
 @contextmanager
 def in_one_line() -> Iterator[None]:
     """Whatever vLLM raises inside the block becomes an EngineError."""
@@ -245,8 +253,7 @@ def start_engine(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if on_cpu:
         use_every_core()
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.llm_engine import LLMEngine
+    from nexus.runtime.vllm.compat import LLMEngine, UsageContext
 
     # With graphs of all the steps that `nexus serve` has them for.
     words = with_defaults(_with_room(options, on_cpu), on_cpu, batches=[MOST_MIXED_TOKENS])

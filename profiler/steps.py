@@ -9,11 +9,18 @@ holds whatever it holds: values do not change the time of a dense step.
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from vllm.sampling_params import SamplingParams
-from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from nexus.runtime.vllm.compat import (
+    NO_COMMON_PREFIXES,
+    AsyncModelRunnerOutput,
+    CachedRequestData,
+    NewRequestData,
+    SamplingParams,
+    SchedulerOutput,
+    since,
+)
 
 _NULL_BLOCK = 0  # vLLM keeps it for padding, and for what a sliding window has left behind
 
@@ -137,7 +144,7 @@ class StepDriver:
         output = self._worker.execute_model(step)
         if output is None:
             output = self._worker.sample_tokens(None)
-        if hasattr(output, "get_output"):  # asynchronous scheduling: wait for the tokens
+        if isinstance(output, AsyncModelRunnerOutput):  # wait for the tokens
             output.get_output()
 
 
@@ -159,7 +166,7 @@ def _scheduler_output(
     step.num_scheduled_tokens = tokens
     step.total_num_scheduled_tokens = sum(tokens.values())
     step.finished_req_ids = set(finished)
-    if "num_common_prefix_blocks" in {field.name for field in fields(step)}:
+    if not since(NO_COMMON_PREFIXES):
         groups = len(new[0].block_ids) if new else 1
         step.num_common_prefix_blocks = [0] * groups
     return step

@@ -20,8 +20,7 @@ class ProfilerExtension:
 
     def nexus_describe(self: Any) -> dict[str, Any]:
         """The whole model's shape and the engine's limits, as plain values."""
-        from vllm.config import ParallelConfig
-        from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity
+        from nexus.runtime.vllm.compat import ParallelConfig, get_kv_cache_capacity
 
         config = self.vllm_config
         model, parallel, scheduler = (
@@ -44,7 +43,7 @@ class ProfilerExtension:
             "block_size": min(g.kv_cache_spec.block_size for g in kv_config.kv_cache_groups),
             "kv_tokens": kv_tokens,
             "enforce_eager": bool(model.enforce_eager),
-            **{name: getattr(parallel, name, 1) for name in PARALLEL_SIZES},
+            **{name: getattr(parallel, name) for name in PARALLEL_SIZES},
         }
 
     def nexus_measure(self: Any, point: dict[str, Any], way: str = "measure") -> dict[str, Any]:

@@ -1,41 +1,25 @@
 """One running server, from its first health check to its last process."""
 
-import http.client
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
-
 from nexus.core.errors import EngineError
-from nexus.runtime.logs import complaint
 from nexus.runtime.ports import free_ports
+from nexus.runtime.process import HttpProcess, Stopped
 
 NEXUS_SERVE = (sys.executable, "-m", "nexus.cli", "serve")
 _POLL_S = 0.25
+_HEALTH_S = 5.0
 _STOP_S = 30.0
-_LINGER_S = 5.0  # what a server started may outlive it so long
 
 
 class ServerError(EngineError):
     """The server ended, or was never ready."""
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """How a server ended: seconds from the signal to its exit, and who outlived it."""
-
-    seconds: float
-    exit_code: int
-    left_behind: tuple[int, ...]
 
 
 class Server:
@@ -58,20 +42,14 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.words = [*words, "--port", str(self.port)]
         self._program = program
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = environment
         self._log = log
         self._start_s = start_s
         self.tick: Callable[[], None] = lambda: None  # called while it starts
 
     def __enter__(self) -> Self:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*self._program, *self.words],
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        command = [*self._program, *self.words]
+        self._process = HttpProcess(command, self._log, self.port, self._environment)
         try:
             self._wait()
         except BaseException:
@@ -89,39 +67,17 @@ class Server:
 
     def check(self) -> None:
         """Raise ServerError when the process is gone."""
-        code = self._process.poll()
+        code = self._process.exit_code()
         if code is not None:
-            raise ServerError(f"the server died (exit code {code}): {complaint(self._log)}")
+            raise ServerError(f"the server died (exit code {code}): {self._process.complaint()}")
 
     def healthy(self) -> bool:
         """Whether it answers ``/health`` within five seconds."""
-        try:
-            with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as to:
-                to.request("GET", "/health")
-                return to.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
+        return self._process.healthy(_HEALTH_S)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> Stopped:
         """Send a signal and wait; then kill whatever is left, the server itself included."""
-        began = time.monotonic()
-        family = self.family()
-        if self._process.poll() is None:
-            self._process.send_signal(how)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_STOP_S)
-        seconds = time.monotonic() - began
-        if self._process.poll() is not None:
-            deadline = time.monotonic() + _LINGER_S
-            while _running(family) and time.monotonic() < deadline:
-                time.sleep(0.05)
-        left = _running(family)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for process in left:  # in a session of its own
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        return Stopped(seconds, self._process.wait(), tuple(process.pid for process in left))
+        return self._process.stop(how, _STOP_S)
 
     def last_lines(self, count: int = 25) -> str:
         """The end of the log."""
@@ -137,19 +93,7 @@ class Server:
             self.tick()
             time.sleep(_POLL_S)
 
-    def family(self) -> list[psutil.Process]:
-        """The processes that it started, and those that they did."""
-        try:
-            return psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
-
-
-def _running(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; one that ended and waits for init to collect it does not."""
-    found = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        return self._process.pid

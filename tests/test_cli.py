@@ -85,8 +85,8 @@ def test_a_plan_is_made_simulated_and_drawn_without_a_gpu(tmp_path: Path) -> Non
     assert "At 4 requests/s" in made.stdout
     assert "requests/s" in made.stdout
     assert "wrote plan.yaml" in made.stdout
-    aging = ("--prefill-aging-tokens-per-s", "500")
-    run = nexus("simulate", "--num-requests", "200", "--stock", "2048", *aging, cwd=tmp_path)
+    share = ("--late-share", "0.2")
+    run = nexus("simulate", "--num-requests", "200", "--stock", "2048", *share, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "assuming profile" in run.stderr
     assert "plan at " in run.stdout

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 import nexus
+from nexus.runtime.machine import TESTED_VLLM
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_SHIPPED = {"tests", "scripts", "docs", "requirements", "evidence"}
@@ -70,15 +72,17 @@ def test_every_listed_package_is_a_package() -> None:
         assert (ROOT.joinpath(*name.split(".")[1:]) / "__init__.py").exists(), name
 
 
-def test_profiles_and_schemas_are_shipped() -> None:
+def test_profiles_schemas_and_templates_are_shipped() -> None:
     patterns = _config()["tool"]["setuptools"]["package-data"]
     for path in _tracked():
         parts = path.relative_to(ROOT).parts
         is_profile = parts[0] == "profiles" and path.suffix == ".yaml"
-        if is_profile or path.name.endswith(".schema.json"):
-            listed = patterns[f"nexus.{parts[0]}"]
+        if is_profile or path.name.endswith((".schema.json", ".jinja")):
+            where = parts[:1] if is_profile else parts[:-1]
+            listed = patterns[".".join(("nexus", *where))]
             assert any(fnmatch.fnmatch(path.name, Path(pattern).name) for pattern in listed), path
     assert "py.typed" in patterns["nexus"]
+    assert patterns["nexus.runtime.vllm"] == ["compat.yaml"]
 
 
 def test_nobody_imports_a_folder_by_its_bare_name() -> None:
@@ -118,6 +122,14 @@ def test_nothing_of_one_machine_is_committed() -> None:
             continue
         found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in LOCAL.finditer(text)]
     assert not found
+
+
+def test_the_gpu_extra_is_the_range_of_tested_releases() -> None:
+    (line,) = _config()["project"]["optional-dependencies"]["gpu"]
+    tested = [Version(release) for release in TESTED_VLLM]
+    newest = max(tested)
+    following = f"{newest.major}.{newest.minor + 1}"
+    assert line == f"vllm>={min(tested)},<{following}"
 
 
 def test_lock_file_pins_everything_and_no_cuda() -> None:

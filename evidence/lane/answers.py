@@ -10,8 +10,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
+from statistics import fmean
 from typing import Any
 
+from nexus.core.spread import percentile
 from nexus.evidence.lane.engine import TOP, Ask, steps
 
 NUM_PROMPTS = 64
@@ -110,10 +112,8 @@ class Spread:
         """None where there are none."""
         if not differences:
             return None
-        ordered = sorted(differences)
-        at = min(len(ordered) - 1, int(0.99 * len(ordered)))
-        mean = sum(ordered) / len(ordered)
-        return cls(len(ordered), round(mean, 6), round(ordered[at], 6), round(ordered[-1], 6))
+        parts = (fmean(differences), percentile(differences, 99), max(differences))
+        return cls(len(differences), *(round(part, 6) for part in parts))
 
 
 def differences(ours: Answers, theirs: Answers) -> dict[str, Any]:

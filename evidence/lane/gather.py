@@ -2,11 +2,15 @@
 
 import json
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nexus.core.io.outputs import write_atomically
+from nexus.core.io.outputs import make_folder, write_atomically
+from nexus.core.io.terminal import err
 from nexus.core.plan import Mode, Plan
 from nexus.evidence.lane.answers import (
     Answer,
@@ -18,15 +22,64 @@ from nexus.evidence.lane.answers import (
     mixed_asks,
     trickling,
 )
-from nexus.evidence.lane.engine import Ask, context_for, follow, idle, open_engine
-from nexus.evidence.lane.results import Results
-from nexus.evidence.lane.tables import with_modes, write
+from nexus.evidence.lane.engine import (
+    Ask,
+    context_for,
+    follow,
+    idle,
+    open_engine,
+    with_modes,
+    write,
+)
 from nexus.evidence.lane.tracefile import read_trace
 from nexus.evidence.lane.window import Load
+from nexus.runtime.machine import software, this_machine
 from nexus.runtime.vllm.options import with_defaults
 
 LONGEST = 6000
 RUNS = ("at_once", "trickling")
+
+
+class Results:
+    """A JSON file, ``folder/name``, that is whole after every part, also when a later one fails.
+
+    With what it was measured on.
+    """
+
+    def __init__(self, folder: Path, name: str, told: dict[str, Any]) -> None:
+        """``told`` comes first: the command, the model, the plan."""
+        self.folder = make_folder(folder)
+        self.path = folder / name
+        self.body: dict[str, Any] = {
+            **told,
+            "machine": asdict(this_machine()),
+            "software": software(),
+            "failed": {},
+        }
+
+    @property
+    def whole(self) -> bool:
+        """Whether no part failed."""
+        return not self.body["failed"]
+
+    def keep(self, name: str, value: Any) -> None:
+        """Set a part."""
+        self.body[name] = value
+        write_atomically(self.path, json.dumps(self.body, indent=1) + "\n")
+
+    def add(self, name: str, key: str, value: Any) -> None:
+        """Add to a part that is a dictionary."""
+        self.keep(name, {**self.body.get(name, {}), key: value})
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part that may fail on its own: the reason is kept, and the next one runs."""
+        err.print(f"{name} …", markup=False)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever it is, the rest is worth having
+            traceback.print_exc()
+            self.add("failed", name, f"{type(error).__name__}: {error}"[:500])
 
 
 def stock_answers(model: str, options: Sequence[str], plan: Plan, path: Path, count: int) -> None:

@@ -9,11 +9,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from nexus.core.plan import Plan
+from nexus.core.spread import percentile
 from nexus.evidence.lane.tracefile import Pass, Step, Trace
-from nexus.profiler.measure import percentile
 
 ALLOWED_MS = 2.0
 """What a hand-over may take beyond one decode step: with the step that gives the token counted
@@ -53,10 +54,8 @@ def quantiles(values: Sequence[float]) -> dict[str, Any] | None:
     """None where there are no values."""
     if not values:
         return None
-    ordered = sorted(values)
-    mean = sum(ordered) / len(ordered)
-    p50, p95, p99 = (percentile(ordered, share) for share in (50, 95, 99))
-    found = Quantiles(len(ordered), mean, p50, p95, p99, ordered[-1])
+    p50, p95, p99 = (percentile(values, share) for share in (50, 95, 99))
+    found = Quantiles(len(values), fmean(values), p50, p95, p99, max(values))
     return {name: round(value, 3) for name, value in asdict(found).items()}
 
 

@@ -1,19 +1,24 @@
 """Some seconds of serving under load, with CUPTI watching."""
 
+import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexus.evidence.lane.activity import ActivityRecorder, Context, Stream, summary
-from nexus.evidence.lane.chrome import write_window
+from nexus.core.io.chrome_trace import box, track_name
+from nexus.core.io.outputs import write_atomically
+from nexus.evidence.lane.activity import ActivityRecorder, Context, Stream, busiest, summary
 from nexus.evidence.lane.confinement import prefill_streams
 from nexus.evidence.lane.engine import Ask, drain, steps
-from nexus.profiler.kernels import KernelRecord
+from nexus.profiler.kernels import KernelRecord, kernel_class
 from nexus.runtime.partition.green import Lanes
+
+WINDOW_MS = 50.0  # of a Chrome trace
+MOST_BYTES = 280_000
 
 
 @dataclass(frozen=True)
@@ -121,3 +126,44 @@ def evidence(
     told["trace_ms"] = write_window(trace, records, prefill, names) if records else 0.0
     told["trace"] = trace.name
     return told
+
+
+def write_window(
+    path: Path,
+    records: Sequence[KernelRecord],
+    prefill: set[Stream],
+    names: Mapping[tuple[int, int], str],
+) -> float:
+    """Write the milliseconds in which both lanes are busiest; how many there are.
+
+    ``names`` are those of a (context, stream). Kernels are named by their class. Where
+    ``WINDOW_MS`` would make a file of over ``MOST_BYTES``, the window is shorter.
+    """
+    window_ms = WINDOW_MS
+    while True:
+        start = busiest(records, prefill, int(window_ms * 1e6))
+        text = _trace(records, start, int(window_ms * 1e6), names)
+        if len(text) <= MOST_BYTES or window_ms < 1.0:
+            write_atomically(path, text)
+            return window_ms
+        window_ms *= 0.8
+
+
+def _trace(
+    records: Sequence[KernelRecord],
+    start_ns: int,
+    window_ns: int,
+    names: Mapping[tuple[int, int], str],
+) -> str:
+    inside = [r for r in records if start_ns <= r.start_ns < start_ns + window_ns]
+    keys = sorted({(record.context, record.stream) for record in inside})
+    events = [
+        track_name(place, names.get(key, f"context {key[0]}, stream {key[1]}"))
+        for place, key in enumerate(keys, start=1)
+    ]
+    for record in sorted(inside, key=lambda each: each.start_ns):
+        track = keys.index((record.context, record.stream)) + 1
+        start, end = ((ns - start_ns) / 1e9 for ns in (record.start_ns, record.end_ns))
+        events.append(box(track, kernel_class(record.name), start, end))
+    lines = (json.dumps(event, separators=(",", ":")) for event in events)
+    return "[\n" + ",\n".join(lines) + "\n]\n"

@@ -1,6 +1,5 @@
 """The report: one HTML page that stands alone."""
 
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from plotly.offline import get_plotlyjs
 
 from nexus.core.errors import MismatchError
 from nexus.core.io.outputs import write_atomically
+from nexus.core.io.templates import render_page
 from nexus.core.plan import Plan
 from nexus.planner.latency.model import check
 from nexus.planner.report.figures import (
@@ -23,21 +23,6 @@ from nexus.planner.search.plan_search import PlanSearch
 from nexus.planner.search.solve import make_plan_search
 from nexus.planner.workload.requests import Lengths, Requests
 from nexus.profiles.schema import Profile
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;
-       margin: 0 auto; max-width: 62rem; padding: 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin: 2rem 0 .25rem; }
-p.verdict { font-size: 1.05rem; border-left: 4px solid #111; padding-left: .8rem; }
-.figure { overflow-x: auto; } .figure > div { min-width: 36rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid #ddd; }
-td.n, th.n { text-align: right; }
-footer { color: #555; font-size: .8rem; margin-top: 2rem; overflow-wrap: anywhere; }
-@media print { section { break-inside: avoid; } .figure { overflow: visible; }
-               .figure > div { min-width: 0; } .modebar { display: none !important; } }
-"""
 
 _FONT: dict[str, Any] = {"family": "system-ui, sans-serif", "size": 13, "color": "#111"}
 
@@ -60,8 +45,20 @@ def report(plan: Plan, profile: Profile, lengths: Lengths | Requests | None = No
             f"the plan was made from profile {plan.profile_hash}, not from {profile.hash}"
         )
     plan_search = make_plan_search(profile, plan.bounds, lengths or plan.workload, plan.provenance)
-    drawn = [_section(*part) for part in _parts(plan, profile, plan_search) if part[2] is not None]
-    return _page(plan, profile, "".join([*drawn, _accuracy(profile)]))
+    sizes = [f"{name.replace('_', ' ')} {n}" for name, n in plan.engine.parallel.items() if n > 1]
+    return render_page(
+        __package__,
+        title=", ".join([f"{plan.model.name} on {plan.machine.name}", *sizes]),
+        plotly=get_plotlyjs(),
+        verdict=describe(plan, profile),
+        sections=[
+            {"title": title, "words": words, "figure": _drawn(figure)}
+            for title, words, figure in _parts(plan, profile, plan_search)
+            if figure is not None
+        ],
+        accuracy=[row for row in check(profile) if row.held_out],
+        provenance=_provenance(plan, profile),
+    )
 
 
 def _parts(
@@ -106,56 +103,21 @@ def _parts(
     ]
 
 
-def _section(title: str, words: str, figure: go.Figure) -> str:
+def _drawn(figure: go.Figure) -> str:
     figure.update_layout(
         template="simple_white",
         font=_FONT,
         margin={"l": 60, "r": 15, "t": 40, "b": 50},
         hoverlabel={"font": _FONT},
     )
-    drawn = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        config={"responsive": True, "displayModeBar": False},
-    )
+    shown = {"responsive": True, "displayModeBar": False}
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, config=shown))
+
+
+def _provenance(plan: Plan, profile: Profile) -> str:
     return (
-        f"<section><h2>{escape(title)}</h2><p>{escape(words)}</p>"
-        f'<div class="figure">{drawn}</div></section>\n'
-    )
-
-
-def _accuracy(profile: Profile) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(row.group)}</td>"
-        f'<td class="n">{row.points}</td><td class="n">{row.median_error:.1%}</td>'
-        f'<td class="n">{row.p95_error:.1%}</td></tr>'
-        for row in check(profile)
-        if row.held_out
-    )
-    if not rows:
-        return ""
-    return (
-        "<section><h2>How well step times are predicted</h2>"
-        "<p>On samples that the model was not fitted to.</p><div class='figure'><table><tr>"
-        "<th>samples</th><th class='n'>points</th><th class='n'>median error</th>"
-        f"<th class='n'>p95</th></tr>{rows}</table></div></section>\n"
-    )
-
-
-def _page(plan: Plan, profile: Profile, body: str) -> str:
-    sizes = [f"{name.replace('_', ' ')} {n}" for name, n in plan.engine.parallel.items() if n > 1]
-    title = ", ".join([f"{plan.model.name} on {plan.machine.name}", *sizes])
-    provenance = (
         f"Plan {plan.hash} ({plan.policy}), made {plan.provenance.created} by "
         f"{plan.provenance.command!r}; profile {plan.profile_hash}, measured "
         f"{profile.provenance.created} by {profile.provenance.command!r}, "
         f"{len(profile.measured)} samples."
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Nexus: {escape(title)}</title><style>{_STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body>"
-        f"<h1>{escape(title)}</h1><p class='verdict'>{escape(describe(plan, profile))}</p>\n"
-        f"{body}<footer>{escape(provenance)}</footer></body></html>\n"
     )

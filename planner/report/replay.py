@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nexus.core.errors import MismatchError
+from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.plan import Plan
-from nexus.core.ranking import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
+from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder
 from nexus.planner.latency.model import fit_model
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.search.goodput import USUAL_LOAD, Evaluator
@@ -56,13 +57,13 @@ class Replay:
 def plan_system(
     plan: Plan,
     order: PrefillOrder = DEFAULT_ORDER,
-    aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S,
+    late_share: float = DEFAULT_LATE_SHARE,
 ) -> System:
     """A server that follows ``plan``; stock engines under MPS know no order but first come."""
     if plan.shares is not None:
         (mode,) = plan.modes.values()
         return System("plan", mode, order="fcfs", shares=plan.shares)
-    return System("plan", plan=plan, order=order, aging_tokens_per_s=aging_tokens_per_s)
+    return System("plan", plan=plan, order=order, late_share=late_share)
 
 
 def replay(

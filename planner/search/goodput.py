@@ -45,7 +45,7 @@ class Evaluator:
         requests = self.requests.at_rate(per_s)
         judged = len(requests.arrivals_s) - self._warm_up
         most = int((1.0 - GOOD_REQUESTS) * judged)
-        early_stop = EarlyStop(self.bounds.ttft_ms / 1e3, self._warm_up, most)
+        early_stop = EarlyStop(self.bounds, self._warm_up, most)
         run = simulate_while(self.times, self.limits, requests, system, early_stop)
         return run is not None and run.good(self.bounds)[self._warm_up :].mean() >= GOOD_REQUESTS
 

@@ -120,7 +120,7 @@ class PlanSearch:
         A mode that holds its bound only where it is cut to fit would win here, on random
         arrivals, and lose where lengths and rates vary.
         """
-        return System(mode.name, mode=mode, ttft_s=self.problem.bounds.ttft_ms / 1e3)
+        return System(mode.name, mode=mode, bounds=self.problem.bounds)
 
     def best_table(self, max_partitions: int, fixed: Evaluation) -> tuple[Evaluation, Plan]:
         """The best of the tables that ``RULES`` make, with few partitions or none.

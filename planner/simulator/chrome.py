@@ -2,6 +2,7 @@
 
 import json
 
+from nexus.core.io.chrome_trace import box, process_name, track_name
 from nexus.planner.simulator.simulate import Run
 
 _LANES = {"decode lane": 1, "prefill lane": 2}
@@ -13,24 +14,10 @@ def chrome_trace(run: Run, name: str) -> str:
     One track a lane: steps of one batch and decode steps on the decode lane, chunks that run
     beside them on the prefill lane.
     """
-    named = [
-        {"name": "process_name", "ph": "M", "pid": 1, "tid": 0, "args": {"name": name}},
-        *(
-            {"name": "thread_name", "ph": "M", "pid": 1, "tid": tid, "args": {"name": lane}}
-            for lane, tid in _LANES.items()
-        ),
-    ]
-    boxes = [
-        {
-            "name": event.name if event.chunk else "decode",
-            "cat": event.lane,
-            "ph": "X",
-            "pid": 1,
-            "tid": _LANES["prefill lane" if event.lane == "prefill" else "decode lane"],
-            "ts": round(1e6 * event.start_s, 1),
-            "dur": round(1e6 * (event.end_s - event.start_s), 1),
-            "args": {"chunk": event.chunk, "decode_batch": event.decode_batch, "mode": event.name},
-        }
-        for event in run.events
-    ]
-    return json.dumps({"traceEvents": [*named, *boxes], "displayTimeUnit": "ms"}) + "\n"
+    events = [process_name(name), *(track_name(tid, lane) for lane, tid in _LANES.items())]
+    for event in run.events:
+        told = {"chunk": event.chunk, "decode_batch": event.decode_batch, "mode": event.name}
+        track = _LANES["prefill lane" if event.lane == "prefill" else "decode lane"]
+        title = event.name if event.chunk else "decode"
+        events.append(box(track, title, event.start_s, event.end_s, told) | {"cat": event.lane})
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n"

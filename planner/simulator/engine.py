@@ -5,12 +5,13 @@ step's token budget, ``max_num_seqs`` and the KV cache; when the cache is full t
 came last is preempted and computed again. When steps run is for those to say who inherit.
 """
 
+from collections.abc import Hashable
 from heapq import heappop, heappush
 
 from nexus.core.machine import Engine
 from nexus.core.plan import Mode
 from nexus.core.policy import State
-from nexus.core.ranking import PrefillRanker
+from nexus.core.ranking import PrefillRanker, Rank
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.simulator.prefix_cache import PrefixCache
 from nexus.planner.simulator.queue import SimQueue
@@ -67,7 +68,6 @@ class SimEngine:
         while self._next < len(self._coming) and self._coming[self._next].arrival_s <= until_s:
             self._push(self._coming[self._next])
             self._next += 1
-        self._waiting.advance(self.now)
 
     def _push(self, sequence: Sequence) -> None:
         if self._cache is not None:
@@ -107,6 +107,7 @@ class SimEngine:
         """Prompt tokens for one step, their mean context, and the prompts they complete."""
         chunk, work = 0, 0.0
         completes: list[Sequence] = []
+        computed: dict[Hashable, int] = {}
         while budget > 0 and (sequence := self._next_prompt()) is not None:
             tokens = min(budget, sequence.remaining)
             work += tokens * (sequence.computed + tokens / 2)
@@ -114,6 +115,7 @@ class SimEngine:
             budget -= tokens
             sequence.computed += tokens
             sequence.remaining -= tokens
+            computed[sequence.index] = tokens
             if self._cache is not None:
                 self._share(sequence, self._cache)
             if sequence.remaining == 0:
@@ -121,6 +123,7 @@ class SimEngine:
                 completes.append(sequence)
                 self._in_flight += 1
         self._backlog -= chunk
+        self._waiting.computed(computed)
         return chunk, (work / chunk - chunk / 2 if chunk else 0.0), completes
 
     def _next_prompt(self) -> Sequence | None:
@@ -193,8 +196,8 @@ class SimEngine:
         """Decode so that the end of ``first_step`` gives the sequence's next token."""
         self._in_flight -= 1
         early_stop = self.early_stop
-        if early_stop is not None and not sequence.spans and sequence.index >= early_stop.since:
-            self._too_late += self.now - sequence.arrival_s > early_stop.ttft_s
+        if early_stop is not None and not sequence.spans:
+            self._too_late += early_stop.is_too_late(sequence, self.now)
         last_step = first_step + sequence.output - sequence.emitted - 1
         sequence.spans.append((first_step, last_step))
         sequence.joined = self._launched
@@ -275,6 +278,6 @@ class SimEngine:
         self.events.append(Event(lane, mode.name, start_s, end_s, chunk, batch))
 
 
-def rank_of(sequence: Sequence) -> float:
+def rank_of(sequence: Sequence) -> Rank:
     """Its rank: the lowest first."""
     return sequence.rank

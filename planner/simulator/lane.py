@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nexus.core.lane import MAX_PASSES, PASSES_AHEAD, pass_sizes
 from nexus.core.plan import Mode
+from nexus.core.ranking import Rank
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.simulator.sequence import Sequence
 
@@ -53,7 +54,7 @@ class SimLane:
         """Whether the pass that is next to end completes a prompt."""
         return bool(self.passes and self.passes[0].completes)
 
-    def has_room(self, rank: float, chunk: int) -> bool:
+    def has_room(self, rank: Rank, chunk: int) -> bool:
         """Whether few enough tokens go before a prompt of ``rank``."""
         ahead = sum(prompt.remaining - 1 for prompt in self._queue if prompt.rank <= rank)
         return ahead < PASSES_AHEAD * chunk
@@ -166,5 +167,5 @@ class SimLane:
         return now + left * alone_s
 
 
-def _rank_of(sequence: Sequence) -> float:
+def _rank_of(sequence: Sequence) -> Rank:
     return sequence.rank

@@ -1,87 +1,58 @@
 """Prompts that wait in an imagined engine, in the order in which they run."""
 
-from collections.abc import Collection, Iterator
-from heapq import heappop, heappush
-from itertools import chain
-from math import inf
+from collections.abc import Collection, Hashable, Mapping
 
-from nexus.core.ranking import PrefillRanker, Prompt
+from nexus.core.prompts import Prompt
+from nexus.core.ranking import PrefillRanker, Rank
 from nexus.planner.simulator.sequence import Sequence
-
-_FRONT = -1e12  # rank of a sequence that was preempted: before all others
-
-_Entry = tuple[float, int, Sequence]
 
 
 class SimQueue:
-    """The lowest rank first; what the server's queue does, in virtual time."""
+    """What the server's queue does, in virtual time."""
 
     def __init__(self, ranker: PrefillRanker) -> None:
-        """``ranker`` ranks the sequences."""
+        """``ranker`` ranks the sequences, by their index."""
         self._ranker = ranker
-        self._entries: list[_Entry] = []  # those with a rank that is no longer theirs among them
-        self._late_after: list[_Entry] = []
+        self._sequences: dict[Hashable, Sequence] = {}
 
     def __bool__(self) -> bool:
-        return self.first is not None
+        return len(self._ranker) > 0
 
     @property
     def first(self) -> Sequence | None:
-        """Who is next, if anyone waits."""
-        entries = self._entries
-        while entries:
-            rank, _, sequence = entries[0]
-            if sequence.waits and sequence.rank == rank:
-                return sequence
-            heappop(entries)
-        return None
+        """Who is next, if anyone waits; its rank is that of the present step."""
+        key = self._ranker.first
+        if key is None:
+            return None
+        sequence = self._sequences[key]
+        sequence.rank = self._ranker.rank(key)
+        return sequence
 
     def push(self, sequence: Sequence) -> None:
         """It waits from now on, or has another number of tokens left than when it came."""
         sequence.waits = True
-        self._enter(sequence)
-        after_s = self._ranker.late_after(prompt_of(sequence))
-        if after_s < inf and not sequence.preempted:
-            heappush(self._late_after, (after_s, sequence.index, sequence))
+        self._sequences[sequence.index] = sequence
+        self._ranker.add(prompt_of(sequence), front=sequence.preempted)
 
     def pop(self) -> Sequence:
         """Take the first."""
-        first = self.first
-        assert first is not None
-        heappop(self._entries)
-        first.waits = False
-        return first
+        sequence = self._sequences.pop(self._ranker.pop())
+        sequence.waits = False
+        return sequence
 
-    def advance(self, now_s: float) -> None:
-        """Time has passed: prompts that are too late by now go behind those that are not."""
-        self._ranker.now_s = now_s
-        while self._late_after and self._late_after[0][0] < now_s:
-            sequence = heappop(self._late_after)[2]
-            if sequence.waits:
-                self._enter(sequence)
-
-    def reselect(self, partial: Collection[Sequence], tokens_per_s: float) -> None:
-        """Choose who goes first, of those that wait and of those whose prompt is ``partial``."""
-        changed = self._ranker.reselect(self._contenders(partial), tokens_per_s)
-        if changed:
-            for _, _, sequence in self._late_after:
-                if sequence.waits and sequence.index in changed:
-                    self._enter(sequence)
+    def step(self, now_s: float, partial: Collection[Sequence], tokens_per_s: float) -> None:
+        """A step begins; ``partial``: those that are partially computed, which are ranked too."""
+        self._ranker.step(now_s, map(prompt_of, partial), tokens_per_s)
         for sequence in partial:
-            sequence.rank = self._rank(sequence)
+            sequence.rank = self._ranker.rank(sequence.index)
 
-    def _contenders(self, partial: Collection[Sequence]) -> Iterator[Prompt]:
-        waiting = (each for _, _, each in self._late_after if each.waits)
-        return (prompt_of(each) for each in chain(waiting, partial) if not each.preempted)
+    def computed(self, tokens: Mapping[Hashable, int]) -> None:
+        """The step computes so many tokens of prompts, by index."""
+        self._ranker.computed(tokens)
 
-    def _rank(self, sequence: Sequence) -> float:
-        if sequence.preempted:
-            return _FRONT + sequence.arrival_s
-        return self._ranker.rank(prompt_of(sequence))
-
-    def _enter(self, sequence: Sequence) -> None:
-        sequence.rank = self._rank(sequence)
-        heappush(self._entries, (sequence.rank, sequence.index, sequence))
+    def handed_over(self, sequence: Sequence) -> Rank:
+        """The rest of a prompt is to be computed on the lane; its rank there."""
+        return self._ranker.handed_over(sequence.index, sequence.remaining)
 
 
 def prompt_of(sequence: Sequence) -> Prompt:

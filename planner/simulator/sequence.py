@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from nexus.core.ranking import Rank
+from nexus.core.slo import Bounds
+
 
 @dataclass(slots=True)
 class Prefix:
@@ -35,7 +38,7 @@ class Sequence:
     prefix: Prefix | None = None
     computed: int = 0
     emitted: int = 0
-    rank: float = 0.0
+    rank: Rank = ()
     joined: int = 0  # steps that were done when it began to decode
     decoding: bool = False
     preempted: bool = False
@@ -49,9 +52,14 @@ class Sequence:
 class EarlyStop:
     """When to give up: more than ``most`` requests, from number ``since`` on, wait too long."""
 
-    ttft_s: float
+    bounds: Bounds
     since: int
     most: int
+
+    def is_too_late(self, sequence: Sequence, now_s: float) -> bool:
+        """Whether its first token, now, is one that counts and comes too late."""
+        bound_ms = self.bounds.ttft_ms_for(sequence.prompt - sequence.cached)
+        return sequence.index >= self.since and 1e3 * (now_s - sequence.arrival_s) > bound_ms
 
 
 @dataclass(frozen=True, slots=True)

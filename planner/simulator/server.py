@@ -97,7 +97,7 @@ class SimServer(SimEngine):
         self._hand_over()
         state = State(self._batch, self._kv_of_running(), self._backlog)
         mode, tokens_per_s = self.choose(state, self._all_afford_a_late_gap)
-        self._waiting.reselect(self._partial, tokens_per_s)
+        self._waiting.step(self.now, self._partial, tokens_per_s)
         if self.states is not None:
             self.states.append((self.now, state))
         if not (self._backlog or self._lane.num_prompts or self._lane.passes):
@@ -206,6 +206,7 @@ class SimServer(SimEngine):
             self._start(self._waiting.pop())
             if suits:
                 self._in_flight += 1
+                sequence.rank = self._waiting.handed_over(sequence)
                 self._lane.add(sequence)
             else:
                 self._partial.append(sequence)

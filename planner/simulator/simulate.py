@@ -5,20 +5,15 @@ Step times come from the profile's model, decisions from the policy that serves.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
 
 import numpy as np
 
 from nexus.core.arrays import Bools, Floats, Ints
+from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.machine import Engine
 from nexus.core.plan import Mode, Plan, Shares
 from nexus.core.policy import Policy, State, rate_in_steps
-from nexus.core.ranking import (
-    DEFAULT_AGING_TOKENS_PER_S,
-    DEFAULT_ORDER,
-    PrefillOrder,
-    PrefillRanker,
-)
+from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder, PrefillRanker
 from nexus.core.slo import GOOD_GAPS, Bounds
 from nexus.core.tbt import TbtController
 from nexus.planner.latency.steptimes import StepTimes
@@ -33,27 +28,25 @@ from nexus.planner.workload.requests import Requests
 class System:
     """A server to be imagined: who chooses modes, and in which order prompts run.
 
-    ``mode`` is a fixed one, whose prompts are late after ``ttft_s``; without it, ``plan``
-    decides. ``stock``: the chunk is vLLM's token budget, decodes included. ``shares``: two stock engines under MPS, capped to the
+    ``mode`` is a fixed one, whose prompts are late by ``bounds``; without it, ``plan`` decides. ``stock``: the chunk is vLLM's token budget, decodes included. ``shares``: two stock engines under MPS, capped to the
     ``mode``'s SMs. ``max_num_seqs``: a limit below the engine's own, in sequences.
     """
 
     name: str
     mode: Mode | None = None
     plan: Plan | None = None
-    ttft_s: float = inf
+    bounds: Bounds | None = None
     order: PrefillOrder = DEFAULT_ORDER
-    aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
+    late_share: float = DEFAULT_LATE_SHARE
     stock: bool = False
     shares: Shares | None = None
     max_num_seqs: int | None = None
 
     def ranker(self) -> PrefillRanker:
         """Where its prompts stand in ranker."""
-        aging = self.aging_tokens_per_s
         if self.plan is not None:
-            return PrefillRanker.of(self.plan, self.order, aging)
-        return PrefillRanker(self.order, aging, self.ttft_s)
+            return PrefillRanker.of(self.plan, self.order, self.late_share)
+        return PrefillRanker(self.order, self.bounds, late_share=self.late_share)
 
     def chooser(self, times: StepTimes, longest: int) -> tuple[Chooser, TbtController | None]:
         """A fresh decision-maker, and what it learns of gaps by; no batch is above ``longest``."""
@@ -91,7 +84,7 @@ def stock_system(chunk: int) -> System:
 class Run:
     """One simulated run; arrays of shape (n,) are by request, in seconds.
 
-    ``gaps_s`` holds every gap between two tokens of a request, ``owner`` whose it is;
+    ``uncached`` are the prompt tokens that had to be computed. ``gaps_s`` holds every gap between two tokens of a request, ``owner`` whose it is;
     ``cached_share`` is what the prefix cache had of all prompt tokens.
     """
 
@@ -99,6 +92,7 @@ class Run:
     first_token_s: Floats
     last_token_s: Floats
     outputs: Floats
+    uncached: Floats
     gaps_s: Floats
     owner: Floats
     preemptions: int
@@ -119,6 +113,10 @@ class Run:
         span = self.last_token_s[many] - self.first_token_s[many]
         return np.asarray(1e3 * span / (self.outputs[many] - 1))
 
+    def in_time(self, bounds: Bounds) -> Bools:
+        """Which requests meet the bound on TTFT for their prompts."""
+        return np.asarray(self.ttft_ms <= bounds.ttft_ms_of(self.uncached))
+
     def good(self, bounds: Bounds) -> Bools:
         """Which requests meet both bounds, TBT at their own 95th percentile."""
         late = np.bincount(
@@ -127,7 +125,7 @@ class Run:
             len(self.arrivals_s),
         )
         allowed = (1.0 - GOOD_GAPS) * np.maximum(self.outputs - 1, 0)
-        return np.asarray((self.ttft_ms <= bounds.ttft_ms) & (late <= allowed))
+        return np.asarray(self.in_time(bounds) & (late <= allowed))
 
     def attainment(self, bounds: Bounds) -> float:
         """The share of requests that meet both bounds."""
@@ -248,6 +246,7 @@ def _outcome(engine: SimServer | SimPair, sequences: list[Sequence], requests: R
         first_token_s=ends[first] + reply_s,
         last_token_s=ends[last] + reply_s,
         outputs=requests.lengths.outputs.astype(np.float64),
+        uncached=np.array([each.prompt - each.cached for each in sequences], dtype=np.float64),
         gaps_s=np.concatenate(pieces),
         owner=np.repeat(np.arange(len(sequences)), owners).astype(np.float64),
         preemptions=engine.preemptions,

@@ -6,7 +6,6 @@ the device it has from its environment (MPS), or from the cores that it is start
 
 import os
 import sys
-from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,6 +25,7 @@ from nexus.profiler.pairs.wire import (
 from nexus.profiler.points import BATCHES
 from nexus.profiler.session import start_engine
 from nexus.profiler.worker import reason
+from nexus.runtime.vllm import compat
 
 EXTENSION = "nexus.profiler.pairs.loop.PairExtension"
 
@@ -41,7 +41,7 @@ def main(descriptor: str, cores: str) -> None:
     if cores:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     wire: Connection[Any, Any] = Connection(int(descriptor))
-    import_module("vllm.v1.engine.llm_engine")  # takes long, and touches no device
+    compat.LLMEngine  # noqa: B018  its import takes long, and touches no device
     try:
         _serve(wire, wire.recv())
     except (EOFError, BrokenPipeError):  # whoever started this is gone

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from nexus.profiler.measure import percentile
+from nexus.core.spread import percentile
 from nexus.profiler.nvml import Condition, GpuCondition
 from nexus.profiler.pairs.wire import Order, Times
 from nexus.profiler.points import Point
@@ -205,7 +205,9 @@ class Loop:
 
 
 def _times(intervals: list[float], condition: Condition) -> Times:
-    return Times(statistics.median(intervals), percentile(intervals, 95), len(intervals), condition)
+    return Times(
+        statistics.median(intervals), round(percentile(intervals, 95), 4), len(intervals), condition
+    )
 
 
 class PairExtension(ProfilerExtension):

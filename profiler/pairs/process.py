@@ -1,7 +1,5 @@
 """The engines of a round, as processes: started, told what to run, and ended."""
 
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +14,7 @@ from nexus.core.errors import EngineError
 from nexus.profiler.pairs.points import EngineSpec
 from nexus.profiler.pairs.wire import CoRun, Failed, Looping, Ready, Setup, Solo, Stopped, Times
 from nexus.profiler.points import Point
+from nexus.runtime.process import LoggedProcess
 
 _START_S = 900.0
 _POINT_S = 120.0
@@ -42,19 +41,15 @@ class EngineProcess:
         """Start the process, which waits for its setup; ``slot`` tells it from others alive."""
         self.spec, self.slot, self.sms = spec, slot, 0
         self.facts: dict[str, Any] = {}
-        self._log = log
         self._wire, theirs = Pipe()
         descriptor, cores = str(theirs.fileno()), ",".join(map(str, confined.cores))
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "nexus.profiler.pairs.engine", descriptor, cores],
-                env=os.environ | confined.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+        self._process = LoggedProcess(
+            [sys.executable, "-m", "nexus.profiler.pairs.engine", descriptor, cores],
+            log,
+            confined.environment,
+            pass_fds=[theirs.fileno()],
+            append=True,  # several engines of one kind may come after each other
+        )
         theirs.close()
 
     def set_up(self, setup: Setup) -> None:
@@ -104,11 +99,7 @@ class EngineProcess:
 
     def wait(self) -> None:
         """Until it has ended, by force if need be."""
-        try:
-            self._process.wait(_QUIT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.stop(None, _QUIT_S)
 
     def _times(self) -> Times:
         answer = self._receive(_POINT_S)
@@ -126,7 +117,7 @@ class EngineProcess:
     def _receive(self, most_s: float) -> Any:
         end = time.monotonic() + most_s
         while not self._wire.poll(_POLL_S):
-            if self._process.poll() is not None and not self._wire.poll():
+            if self._process.exit_code() is not None and not self._wire.poll():
                 raise EngineError(self._ended())
             if time.monotonic() > end:
                 raise EngineError(f"{self._name} said nothing for {most_s:.0f} s")
@@ -140,9 +131,7 @@ class EngineProcess:
         return f"the {self.spec.role} engine on {self.spec.sms} SMs"
 
     def _ended(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [line.strip() for line in lines if "Error" in line] or ["it did not say why"]
-        return f"{self._name} ended: {told[-1][:300]}"
+        return f"{self._name} ended: {self._process.complaint()[:300]}"
 
 
 class EnginePool:

@@ -29,7 +29,7 @@ from nexus.profiler.pairs.points import (
 from nexus.profiler.pairs.process import Confined, EnginePool, EngineProcess, PointError
 from nexus.profiler.pairs.wire import Setup, Times
 from nexus.profiler.points import Grid, Limits, Point
-from nexus.profiler.session import Origin, check_measured, check_origin, only, resumed
+from nexus.profiler.session import Origin, check_measured, check_origin, check_vllm, only, resumed
 from nexus.profiles.schema import Profile, Sample, read_profile, write_profile
 from nexus.runtime.machine import seen_apart, software, this_machine
 from nexus.runtime.mps.daemon import MpsDaemon
@@ -191,6 +191,7 @@ def open_pair_session(
     check_writable(path, *files_of(model, options))
     before = read_profile(path) if path.is_file() and not fresh else None
     machine = seen_apart(this_machine)
+    check_vllm(machine)
     origin = Origin.of(model, options, machine, "mps")
     if before is not None:
         check_origin(before, origin, path)

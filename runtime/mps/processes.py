@@ -3,6 +3,8 @@
 A pid alone is reused; a pid together with the moment its process started is not, until
 the machine boots again. Processes are also known by a word in their environment, which
 their children inherit. Linux only, as MPS is.
+
+Start times are the kernel's own: psutil's are of the clock, which may be set meanwhile.
 """
 
 import os
@@ -12,6 +14,8 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 MARKER = "NEXUS_MPS_RUN"  # the variable that tells the processes of one run
 _PROC = Path("/proc")
@@ -72,8 +76,7 @@ def runs(process: Process) -> bool:
 
 def everyone() -> list[Seen]:
     """Every process that can be seen from here, but for the one that asks."""
-    pids = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
-    return [seen for pid in pids if pid != os.getpid() and (seen := look(pid)) is not None]
+    return [seen for pid in psutil.pids() if pid != os.getpid() and (seen := look(pid)) is not None]
 
 
 def family(
@@ -99,14 +102,9 @@ def family(
 def marker_of(pid: int) -> str:
     """What ``MARKER`` says in a process's environment; nothing where that is not ours to read."""
     try:
-        environment = (_PROC / str(pid) / "environ").read_bytes()
-    except OSError:
+        return psutil.Process(pid).environ().get(MARKER, "")
+    except psutil.Error:
         return ""
-    for entry in environment.split(b"\0"):
-        name, _, value = entry.partition(b"=")
-        if name == MARKER.encode():
-            return value.decode(errors="replace")
-    return ""
 
 
 def end(processes: Collection[Process], grace_s: float) -> set[Process]:

@@ -37,6 +37,7 @@ from nexus.runtime.mps.recipes import (
     make_recipes,
 )
 from nexus.runtime.ports import check_port
+from nexus.runtime.vllm.compat import check_installed as check_vllm
 from nexus.runtime.vllm.options import parse_serve
 
 START_S = 900.0
@@ -67,6 +68,7 @@ def serve(
     """
     programs = programs or Programs()
     check_options(options)
+    check_vllm("options", device="cuda")
     arguments = parse_serve(model, options)
     plan = _plan_for(arguments, table, force)
     check_installed(programs)
@@ -140,7 +142,7 @@ class Server:
         waiting = list(parts)
         while waiting and not self._stop.wait(_POLL_S):
             self._check()
-            waiting = [part for part in waiting if not part.healthy()]
+            waiting = [part for part in waiting if not part.is_up()]
             if waiting and time.monotonic() > deadline:
                 raise PartError(f"the {waiting[0].name} was not up after {START_S:.0f} s")
         self._note(at_once=True)
@@ -191,7 +193,7 @@ class Server:
         wait_until(lambda: not self._daemon.clients(), _GRACE_S)
         end(self._daemon.clients(), 0.0)
         for part in self._parts:
-            part.forget()
+            part.wait()
 
 
 def _plan_for(arguments: argparse.Namespace, table: Path, force: bool) -> Plan:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nexus.core.errors import EngineError
-from nexus.core.ranking import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
+from nexus.core.late_share import DEFAULT_LATE_SHARE
+from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder
 
 
 @dataclass(frozen=True)
@@ -13,14 +14,17 @@ class ServeContext:
     """Travels as vLLM's ``additional_config``, whose processes unpickle it.
 
     ``table`` is the plan's path, ``prefill_order`` how waiting prompts are ordered,
+    ``late_share`` what those of them that are late keep of the prefill work,
     ``trace`` the file to trace steps to, ``metrics`` the folder to leave metrics in.
+    Requests that cannot begin within ``refuse_late`` times their bound on TTFT are refused.
     """
 
     table: Path
     prefill_order: PrefillOrder = DEFAULT_ORDER
-    aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
+    late_share: float = DEFAULT_LATE_SHARE
     trace: Path | None = None
     metrics: Path | None = None
+    refuse_late: float | None = None
 
     def compute_hash(self) -> str:
         """What vLLM keys compiled graphs by; a plan changes none of them."""

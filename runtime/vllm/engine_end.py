@@ -5,12 +5,11 @@ vLLM's front end ends too when an engine process is killed or dies, but with exi
 
 import sys
 from functools import cache, wraps
-from importlib import import_module
 from typing import Any
 
+from nexus.runtime.vllm.compat import LAUNCHERS, since
+
 EXIT_CODE = 1
-# Where releases have the function that runs one API server, the latest first.
-_ENTRIES = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
 
 _failed: list[str] = []
 
@@ -18,21 +17,25 @@ _failed: list[str] = []
 @cache
 def fail_with_the_engine() -> None:
     """From now on a server whose engine died ends with a line on stderr and ``EXIT_CODE``."""
-    from vllm.v1.engine.async_llm import AsyncLLM
+    from nexus.runtime.vllm.compat import AsyncLLM
 
     AsyncLLM.shutdown = _noting(AsyncLLM.shutdown)
-    # Run as a program, the older module is there once more, by that name.
-    modules: list[Any] = [next(filter(None, map(_module, _ENTRIES)), None), sys.modules["__main__"]]
+    # Run as a program, an older release's module is there once more, by that name.
+    modules: tuple[Any, ...] = (_launcher(), sys.modules["__main__"])
     for module in modules:
         if hasattr(module, "run_server_worker"):
             module.run_server_worker = _failing(module.run_server_worker)
 
 
-def _module(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ModuleNotFoundError:
-        return None
+def _launcher() -> Any:
+    """The module that has the function which runs one API server."""
+    if since(LAUNCHERS):
+        from nexus.runtime.vllm.compat import entry
+
+        return entry
+    from nexus.runtime.vllm.compat import api_server
+
+    return api_server
 
 
 def _noting(shutdown: Any) -> Any:

@@ -60,7 +60,7 @@ def _shared_cache(config: Any) -> str:
 
 
 def _quantized(config: Any) -> str:
-    from vllm.v1.kv_cache_interface import is_quantized_kv_cache
+    from nexus.runtime.vllm.compat import is_quantized_kv_cache
 
     kind = config.cache_config.cache_dtype
     return f"a KV cache of type {kind}" if is_quantized_kv_cache(kind) else ""
@@ -186,7 +186,7 @@ _REQUESTS = (
     Feature("logprobs and prompt logprobs", FUSED, LANE, PASSED_ON),
     Feature("structured output", FUSED, LANE, PASSED_ON),
     Feature("n above 1, stop strings, penalties, minimum tokens", FUSED, LANE, PASSED_ON),
-    Feature("priorities (with first come, first served)", FUSED, UNTESTED, PASSED_ON).by(
+    Feature("priorities", FUSED, UNTESTED, PASSED_ON).by(
         used=lambda config: (
             config.scheduler_config.policy == "priority" and "--scheduling-policy priority"
         )

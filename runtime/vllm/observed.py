@@ -5,21 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.logger import init_logger
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.outputs import KVConnectorOutput
-
 from nexus.core.plan import Mode, Row, read_plan
 from nexus.core.policy import Policy, State
+from nexus.runtime.vllm.compat import KVConnectorOutput, Scheduler, SchedulerOutput, log
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.lane.connector import LaneConnector
+from nexus.runtime.vllm.lane import LaneConnector
 from nexus.runtime.vllm.metrics import SchedulerMetrics
 from nexus.runtime.vllm.trace import FIRST_TOKENS, LEFT_LANE, STEPS, ServeTrace
 from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 from nexus.runtime.vllm.watch import Scheduled, StepWatch
-
-log = init_logger("vllm.nexus")
 
 _FEW = 64  # requests that have ended may be remembered
 

@@ -206,8 +206,7 @@ def parse_serve(model: str, options: Sequence[str]) -> argparse.Namespace:
 
 def _parsers() -> tuple[Any, Any, Any]:
     """The parser of ``vllm``'s commands, that of ``vllm serve``, and what runs it."""
-    from vllm.entrypoints.cli.serve import cmd_init
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from nexus.runtime.vllm.compat import FlexibleArgumentParser, cmd_init
 
     (command,) = cmd_init()
     parser = FlexibleArgumentParser(prog="nexus")
@@ -219,8 +218,7 @@ def _parsers() -> tuple[Any, Any, Any]:
 
 def parse_profile(model: str, options: Sequence[str]) -> argparse.Namespace:
     """What the options of an engine without a server parse to; raises EngineError."""
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from nexus.runtime.vllm.compat import EngineArgs, FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="nexus profile"))
     parser.error = _refuse
@@ -230,7 +228,7 @@ def parse_profile(model: str, options: Sequence[str]) -> argparse.Namespace:
 
 def parse_engine(model: str, options: Sequence[str]) -> Any:
     """The same options as vLLM's ``EngineArgs``; raises EngineError."""
-    from vllm.engine.arg_utils import EngineArgs
+    from nexus.runtime.vllm.compat import EngineArgs
 
     return EngineArgs.from_cli_args(parse_profile(model, options))
 

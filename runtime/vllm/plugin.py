@@ -14,19 +14,21 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from nexus.core.errors import EngineError, UserError
 from nexus.core.io.documents import first_problem
+from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.machine import Machine
 from nexus.core.plan import Plan
-from nexus.core.ranking import DEFAULT_AGING_TOKENS_PER_S, DEFAULT_ORDER, PrefillOrder
+from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder
 from nexus.runtime.machine import this_machine
 from nexus.runtime.scratch import scratch_folder
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.engine_end import fail_with_the_engine
 from nexus.runtime.vllm.metrics import OF_ALL_PROCESSES, on_metrics_page
 from nexus.runtime.vllm.options import defaults, files_of, use_every_core
+from nexus.runtime.vllm.requests import check_requests
 from nexus.runtime.vllm.server import check_config, check_trace, plug_in, read_green_plan
 from nexus.runtime.vllm.trace import ServeTrace
 
@@ -39,9 +41,10 @@ class Settings(BaseModel, frozen=True):
 
     table: Path
     prefill_order: PrefillOrder = DEFAULT_ORDER
-    prefill_aging_tokens_per_s: float = DEFAULT_AGING_TOKENS_PER_S
+    late_share: float = DEFAULT_LATE_SHARE
     force: bool = False
     trace: Path | None = None
+    refuse_late: float | None = Field(default=None, ge=1.0)
 
     @classmethod
     def of_environment(cls) -> "Settings":
@@ -58,7 +61,7 @@ class Settings(BaseModel, frozen=True):
 @cache
 def install() -> None:
     """Wrap ``EngineArgs.create_engine_config``; to be called any number of times."""
-    from vllm.engine.arg_utils import EngineArgs
+    from nexus.runtime.vllm.compat import EngineArgs
 
     original = EngineArgs.create_engine_config
 
@@ -77,6 +80,7 @@ def install() -> None:
 
     EngineArgs.create_engine_config = create_engine_config
     fail_with_the_engine()
+    check_requests()
 
 
 def apply(arguments: Any) -> tuple[Plan, bool]:
@@ -93,9 +97,10 @@ def apply(arguments: Any) -> tuple[Plan, bool]:
     context = ServeContext(
         settings.table.resolve(),
         settings.prefill_order,
-        settings.prefill_aging_tokens_per_s,
+        settings.late_share,
         trace,
         _metrics_folder(),
+        settings.refuse_late,
     )
     plug_in(arguments, plan, context, machine, settings.force)
     if trace is not None and _is_first(arguments):

@@ -22,14 +22,10 @@ from nexus.runtime.machine import (
 )
 from nexus.runtime.ports import check_port
 from nexus.runtime.scratch import scratch_folder
+from nexus.runtime.vllm.compat import ERRORS_WITH_A_STATUS, Room, check_installed, since
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.engine_end import fail_with_the_engine
-from nexus.runtime.vllm.lane.options import (
-    lane_modes,
-    plug_in_graphs,
-    plug_in_lane,
-    refuse_unservable,
-)
+from nexus.runtime.vllm.lane import lane_modes, plug_in_graphs, plug_in_lane, refuse_unservable
 from nexus.runtime.vllm.options import (
     files_of,
     one_line,
@@ -42,7 +38,9 @@ from nexus.runtime.vllm.options import (
 from nexus.runtime.vllm.trace import ServeTrace
 from nexus.runtime.vllm.unsupported import refuse_given, refuse_used, refuse_whole_prompts
 
+_MIDDLEWARE = "nexus.runtime.vllm.requests.RetryAfter"
 SCHEDULERS = "nexus.runtime.vllm.scheduling.scheduler"
+_SERVES_A_PLAN: tuple[Room, ...] = ("options", "server", "scheduler", "worker", "graphs", "lane")
 
 
 def serve(
@@ -50,9 +48,10 @@ def serve(
     options: Sequence[str],
     table: Path | None,
     prefill_order: PrefillOrder,
-    aging_tokens_per_s: float,
+    late_share: float,
     force: bool,
     trace: Path | None = None,
+    refuse_late: float | None = None,
 ) -> None:
     """Run the server until SIGINT or SIGTERM.
 
@@ -69,12 +68,14 @@ def serve(
             metrics = stack.enter_context(scratch_folder("nexus-metrics-"))
             traced = trace and trace.absolute()  # not what /dev/stdout is a link to
             context = ServeContext(
-                table.resolve(), prefill_order, aging_tokens_per_s, traced, metrics
+                table.resolve(), prefill_order, late_share, traced, metrics, refuse_late
             )
         arguments, plan = with_plan(model, options, context, force)
         if not getattr(arguments, "uds", None):
             check_port(arguments.host, arguments.port)
         _check_engine(arguments, plan, force)
+        if context is not None:
+            arguments.middleware = [*arguments.middleware, _MIDDLEWARE]
         if context is not None and context.metrics is not None:
             from nexus.runtime.vllm.metrics import on_metrics_page
 
@@ -95,10 +96,12 @@ def with_plan(
     """
     machine = this_machine()
     if context is None:
+        check_installed("options", device=machine.device)
         arguments = _arguments(model, options, None, machine)
         config_hash(model, arguments)  # no such model: said before vLLM says it at length
         return arguments, None
     plan = read_green_plan(context.table)
+    check_installed("options", device=machine.device)
     arguments = _arguments(model, options, plan, machine)
     plug_in(arguments, plan, context, machine, force)
     return arguments, plan
@@ -122,6 +125,7 @@ def plug_in(
     They are vLLM's options, parsed, or its ``EngineArgs``. Raises UserError when the plan does
     not fit the model, machine or software (unless ``force``), or an option is refused.
     """
+    check_installed(*_SERVES_A_PLAN, device=machine.device)
     if not force:
         check_machine(plan.machine, machine, context.table.name)
         check_model(plan.model, arguments.model, context.table.name, arguments)
@@ -149,8 +153,8 @@ def _plug_in(arguments: Any, plan: Plan, context: ServeContext, machine: Machine
         refuse_given(arguments, "lane", f"the plan's {lane}")
     else:
         refuse_given(arguments, "fused", "--table")
-    if context.prefill_order != "fcfs" and arguments.scheduling_policy == "priority":
-        raise EngineError("--scheduling-policy priority needs --prefill-order fcfs")
+    if context.refuse_late is not None and not since(ERRORS_WITH_A_STATUS):
+        raise EngineError(f"--refuse-late needs vLLM {ERRORS_WITH_A_STATUS} or later")
     most = max(mode.chunk for mode in plan.modes.values())
     if arguments.max_num_batched_tokens < most:
         raise EngineError(
@@ -176,7 +180,7 @@ def check_trace(trace: Path, table: Path | None, read: Sequence[Path]) -> None:
 
 def _check_engine(arguments: argparse.Namespace, plan: Plan | None, force: bool) -> None:
     """Let vLLM and the lane refuse a bad combination of options here, in one line."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
+    from nexus.runtime.vllm.compat import AsyncEngineArgs
 
     try:
         with quietly():

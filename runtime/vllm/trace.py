@@ -8,15 +8,15 @@ Times are those of the monotonic clock, which all processes of a machine share.
 
 import fcntl
 import json
-import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nexus.runtime.vllm.lane.rows import Row
+from nexus.core.io import chrome_trace
+from nexus.runtime.vllm.compat import log
 
 STEPS = "steps (decode lane)"
 PASSES = "passes (prefill lane)"
@@ -26,17 +26,6 @@ _LANES = {STEPS: 1, PASSES: 2}
 _BEGIN = b"[\n"
 _END = b'{"ph": "M", "name": "end", "pid": 1}\n]\n'
 _TAIL_BYTES = 1 << 20  # more than the longest line
-
-log = logging.getLogger("vllm.nexus")
-
-
-def told_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """What a trace tells of a pass; ``ends``: ids of the prompts that it was the last of."""
-    return {
-        "prompts": len(rows),
-        "tokens": sum(len(row.tokens) for row in rows),
-        "ends": [row.ends for row in rows if row.ends is not None],
-    }
 
 
 class ServeTrace:
@@ -50,7 +39,7 @@ class ServeTrace:
 
         What is written is of that ``engine``, of several that are data parallel.
         """
-        self._pid = engine + 1
+        self._process = engine + 1
         self._file: int | None = None
         try:
             ordinary = not path.exists() or path.is_file()
@@ -62,29 +51,27 @@ class ServeTrace:
             self._append(_BEGIN)
         if begin or engine:
             for lane, tid in _LANES.items():
-                self._write({"ph": "M", "name": "thread_name", "tid": tid, "args": {"name": lane}})
+                self._write(chrome_trace.track_name(tid, lane, self._process))
 
     def span(self, lane: str, name: str, start_s: float, end_s: float, **told: Any) -> None:
         """A box from ``start_s`` to ``end_s`` on ``lane``; ``told`` is shown with it."""
-        times = {"ts": round(1e6 * start_s, 1), "dur": round(1e6 * (end_s - start_s), 1)}
-        self._write({"ph": "X", "name": name, "tid": _LANES[lane], **times, "args": told})
+        self._write(chrome_trace.box(_LANES[lane], name, start_s, end_s, told, self._process))
 
     def mark(self, lane: str, name: str, at_s: float, **told: Any) -> None:
         """A moment on ``lane``; ``told`` is shown with it."""
-        at = {"ts": round(1e6 * at_s, 1), "s": "t"}
-        self._write({"ph": "i", "name": name, "tid": _LANES[lane], **at, "args": told})
+        self._write(chrome_trace.moment(_LANES[lane], name, at_s, told, self._process))
 
     def level(self, name: str, at_s: float, **values: float) -> None:
         """A counter's values from ``at_s`` on."""
-        self._write({"ph": "C", "name": name, "ts": round(1e6 * at_s, 1), "args": values})
+        self._write(chrome_trace.level(name, at_s, values, self._process))
 
     def end(self) -> None:
         """End the array, when no process writes any more."""
         self._append(_END)
         self._close()
 
-    def _write(self, event: dict[str, Any]) -> None:
-        self._append((json.dumps({"pid": self._pid, **event}) + ",\n").encode())
+    def _write(self, event: chrome_trace.Event) -> None:
+        self._append((json.dumps(event) + ",\n").encode())
 
     def _append(self, line: bytes) -> None:
         if self._file is None:

@@ -6,29 +6,28 @@ import time
 from functools import cached_property
 from typing import Any
 
-from vllm.config import get_layers_from_vllm_config
-from vllm.distributed.kv_transfer import get_kv_transfer_group
-from vllm.logger import init_logger
-from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.platforms import current_platform
-from vllm.v1.core.sched.output import SchedulerOutput
-
 from nexus.core.plan import Plan, read_plan
+from nexus.runtime.vllm import compat
+from nexus.runtime.vllm.compat import (
+    AttentionLayerBase,
+    SchedulerOutput,
+    current_platform,
+    get_kv_transfer_group,
+    get_layers_from_vllm_config,
+    log,
+)
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.graphs.sizes import mixed_sizes
-from nexus.runtime.vllm.lane.cache import whole_cache
-from nexus.runtime.vllm.lane.connector import LaneConnector
-from nexus.runtime.vllm.lane.driver import LaneDriver
-from nexus.runtime.vllm.lane.prefill_lane import PrefillLane
-from nexus.runtime.vllm.lane.turns import SerialLauncher
+from nexus.runtime.vllm.lane import (
+    LaneConnector,
+    LaneDriver,
+    PrefillLane,
+    SerialLauncher,
+    whole_cache,
+)
 from nexus.runtime.vllm.trace import ServeTrace
 
-if current_platform.is_cpu():
-    from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
-else:
-    from vllm.v1.worker.gpu_worker import Worker as _Worker
-
-log = init_logger("vllm.nexus")
+_Worker: Any = compat.CPUWorker if current_platform.is_cpu() else compat.Worker
 
 
 class PlannedWorker(_Worker):
@@ -90,7 +89,7 @@ class LaneWorker(PlannedWorker):
         if current_platform.is_cpu():
             self._nexus_lanes = SerialLauncher(lane, trace)
         else:
-            from nexus.runtime.vllm.lane.partitions import Partitions
+            from nexus.runtime.vllm.lane import Partitions
 
             self._nexus_lanes = Partitions(self.model_runner, lane, self._nexus_plan, trace)
         self._nexus_driver = LaneDriver(self._nexus_lanes, lane.max_tokens, lane.max_rows)

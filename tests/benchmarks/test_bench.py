@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from nexus.benchmarks.agenda import Grid
+from nexus.benchmarks.agenda import Grid, Job
+from nexus.benchmarks.client import with_tokenizer
 from nexus.benchmarks.command import shared_options
-from nexus.benchmarks.job import Job
 from nexus.benchmarks.machine import Here
 from nexus.benchmarks.metrics import Metrics
 from nexus.benchmarks.results import SCHEMA, Cell, Key, Setting, read_cells
 from nexus.benchmarks.run import Bench
-from nexus.benchmarks.shapes import with_tokenizer
 from nexus.benchmarks.systems import SYSTEMS, number_in
 from nexus.benchmarks.workloads import requests_at
 from nexus.core.errors import UserError

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from nexus.benchmarks.budget import Budget, OutOfTimeError
+from nexus.benchmarks.run import Budget, OutOfTimeError
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from nexus.benchmarks.compare import latest
 from nexus.benchmarks.metrics import summarize
-from nexus.benchmarks.page import write_page
+from nexus.benchmarks.report.compare import latest
+from nexus.benchmarks.report.page import write_page
 from nexus.benchmarks.results import (
     SCHEMA,
     Cell,
@@ -83,7 +83,7 @@ def test_the_page_shows_the_latest_of_each_cell(tmp_path: Path) -> None:
         store.add(each)
     assert latest(store)[0] == cell()
     text = write_page(store.path).read_text()
-    assert text.count("Plotly.newPlot(") == 8
+    assert text.count("Plotly.newPlot(") == 7
     assert "https://cdn" not in text.split("<body>")[0]
     assert "vllm-512" in text
     assert "500/15" in text

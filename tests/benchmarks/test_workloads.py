@@ -63,7 +63,7 @@ def test_repeats_differ_and_are_the_same_every_time(name: str) -> None:
 
 
 def test_a_trace_keeps_its_bursts() -> None:
-    whole = read_trace(TRACES / "azure_conv.csv")
+    whole = read_trace(TRACES / "azure_conv.csv.gz")
     requests = requests_at("azure_conv", 5, 60, 0, 1 << 20)
     gaps, original = np.diff(requests.arrivals_s), np.diff(whole.arrivals_s[:300])
     assert gaps / gaps.sum() == pytest.approx(original / original.sum())

@@ -17,8 +17,8 @@ from nexus.core.errors import DocumentError
 from nexus.core.io.outputs import check_writable, make_folder, write_atomically
 
 ROOT = Path(__file__).parents[2]
-PROFILE = ROOT / "profiles/h200/qwen2.5-14b.yaml"
-PLAN = ROOT / "evidence/results/h200/plans/qwen2.5-14b_plan_1000-25_azure_conv.yaml"
+PROFILE = ROOT / "profiles/h200/llama-3.1-8b.yaml"
+PLAN = ROOT / "evidence/results/h200/azure_conv-500-15.plan.yaml"
 
 
 def test_a_link_s_target_is_written(tmp_path: Path) -> None:

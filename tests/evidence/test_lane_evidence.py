@@ -20,11 +20,11 @@ from nexus.evidence.lane.answers import (
     mixed_asks,
     trickling,
 )
-from nexus.evidence.lane.chrome import MOST_BYTES, write_window
+from nexus.evidence.lane.engine import lane_modes_of, with_modes
 from nexus.evidence.lane.handover import beside_passes, hand_overs
 from nexus.evidence.lane.handover import summary as lane_summary
-from nexus.evidence.lane.tables import lane_modes_of, with_modes
 from nexus.evidence.lane.tracefile import read_trace
+from nexus.evidence.lane.window import MOST_BYTES, write_window
 from nexus.profiler.kernels import KernelRecord
 from nexus.runtime.vllm.trace import FIRST_TOKENS, LEFT_LANE, PASSES, STEPS, ServeTrace
 

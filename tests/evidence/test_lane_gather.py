@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from nexus.core.plan import Mode, read_plan
-from nexus.evidence.lane.gather import lane_evidence, read_answers, stock_answers
-from nexus.evidence.lane.results import Results
+from nexus.evidence.lane.gather import Results, lane_evidence, read_answers, stock_answers
 from nexus.evidence.lane.window import Load
 from nexus.runtime.machine import this_machine
 

@@ -112,7 +112,8 @@ def test_a_prompt_that_the_lane_gives_up_comes_back_when_its_pass_is_over(model)
     """As the runtime's queue has it: the pass ends, and nothing more of the prompt is launched."""
     lane = SimLane(StepTimes(model), padded=False)
     begun, fresh = (
-        Sequence(index, 0.0, prompt=5000, output=2, remaining=5000, rank=index) for index in (0, 1)
+        Sequence(index, 0.0, prompt=5000, output=2, remaining=5000, rank=(index,))
+        for index in (0, 1)
     )
     lane.add(begun)
     lane.add(fresh)

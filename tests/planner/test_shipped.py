@@ -80,7 +80,7 @@ def plan_search() -> PlanSearch:
     return make_plan_search(
         read_profile(H200 / "llama-3.1-8b.yaml"),
         Bounds(1000.0, 25.0),
-        read_trace(TRACES / "azure_conv.csv"),
+        read_trace(TRACES / "azure_conv.csv.gz"),
         Provenance(created="now", command="c", software={}),
     )
 

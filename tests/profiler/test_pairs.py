@@ -198,7 +198,7 @@ def test_two_engines_are_measured_kept_and_planned_from(run: Any, tmp_path: Path
     assert {sample.mode for sample in profile.samples} == {
         "prefill", "decode", "fused", "overlap", "split"
     }  # fmt: skip
-    assert all(child.poll() is not None for child in children)
+    assert all(child.exit_code() is not None for child in children)
 
     plan = make_static_plan(profile, Bounds(5000, 500), Workload("t", 64, 16), green=None).plan
     assert plan.partitioner == "mps"

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from vllm.config.compilation import CUDAGraphMode
 
 from nexus.core.errors import EngineError
 from nexus.runtime.partition.gemms import sized_for
+from nexus.runtime.vllm.compat import GRAPHS_NAME_THEIR_STREAM, CUDAGraphMode, since
 from nexus.runtime.vllm.graphs.mixed import new_graphs
 
 
@@ -25,7 +25,7 @@ class DecodeLane:
 
         Raises EngineError for a runner whose steps cannot be moved.
         """
-        if not hasattr(runner, "cudagraph_manager"):
+        if not runner.vllm_config.use_v2_model_runner:
             raise EngineError("confining decode needs vLLM's V2 model runner; this engine runs V1")
         self._runner = runner
         self._stock_stream: torch.cuda.Stream = runner.main_stream
@@ -44,7 +44,7 @@ class DecodeLane:
         graphs = new_graphs(runner, batch_sizes, CUDAGraphMode.FULL_DECODE_ONLY)
         before = torch.cuda.graph.default_capture_stream
         torch.cuda.graph.default_capture_stream = stream
-        if hasattr(graphs, "_capture_stream"):  # newer releases name the stream themselves
+        if since(GRAPHS_NAME_THEIR_STREAM):
             graphs._capture_stream = lambda _desc: stream
         runner.cudagraph_manager = graphs
         self._last.synchronize()

@@ -14,10 +14,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from vllm.config.compilation import CUDAGraphMode
 
 from nexus.core.attention import SPLIT_ATTENTION_MAX_CONTEXT
 from nexus.core.errors import EngineError
+from nexus.runtime.vllm.compat import CUDAGraphMode
 from nexus.runtime.vllm.graphs.phase_attention import AttentionKind, PhaseAttention, can_split
 from nexus.runtime.vllm.unsupported import refuse_unsupported
 
@@ -28,7 +28,7 @@ _WORTH_IT = 1.03  # a size is padded to a larger one that is faster by so much
 
 def new_graphs(runner: Any, sizes: Sequence[int], mode: CUDAGraphMode) -> Any:
     """A manager of vLLM's for graphs of each of ``sizes`` tokens, with none captured yet."""
-    from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
+    from nexus.runtime.vllm.compat import ModelCudaGraphManager  # of a GPU's vLLM
 
     config = copy(runner.vllm_config)
     config.compilation_config = copy(config.compilation_config)
@@ -49,7 +49,7 @@ def most_tokens(runner: Any) -> int:
         refuse_unsupported(config)
     except EngineError:
         return 0
-    if not hasattr(runner, "cudagraph_manager") or not can_split(runner):
+    if not config.use_v2_model_runner or not can_split(runner):
         return 0
     longest = config.compilation_config.max_cudagraph_capture_size or 0
     return min(int(longest), int(config.scheduler_config.max_num_batched_tokens))

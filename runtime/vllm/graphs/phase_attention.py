@@ -8,14 +8,15 @@ costs them more the longer the context before them is, up to where one call is b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from nexus.runtime.vllm.lane.attention import attention_in_graphs, one_split, own_groups
+from nexus.runtime.vllm.compat import RUNNER_TAKES_LONGEST_QUERY, since
+from nexus.runtime.vllm.graphs.attention_groups import attention_in_graphs, one_split, own_groups
 
 AttentionKind = Literal["stock", "joint", "per phase"]
 
@@ -56,9 +57,9 @@ class PhaseAttention:
         self._starts.zero_()
         for groups in (*self._groups, *self._stock_groups):
             for group in groups:
-                metadata = getattr(group.get_metadata_builder(0), "scheduler_metadata", None)
-                if metadata is not None:
-                    metadata.zero_()
+                builder = group.get_metadata_builder(0)
+                if builder.aot_schedule:
+                    builder.scheduler_metadata.zero_()
 
     def _prepared(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(prepare)
@@ -106,17 +107,21 @@ def most_decodes(tokens: int) -> int:
 
 def can_split(runner: Any) -> bool:
     """Whether the runner's attention is FlashAttention 3, in CUDA graphs of any batch."""
+    if not attention_in_graphs(runner):
+        return False
+    from nexus.runtime.vllm.compat import FlashAttentionImpl, FlashAttentionMetadataBuilder
+
+    def is_version_3(attention: Any) -> bool:
+        of_kind = isinstance(attention, FlashAttentionImpl)
+        return of_kind and attention.vllm_flash_attn_version == 3
+
     layers = runner.compilation_config.static_forward_context
-    return attention_in_graphs(runner) and all(
-        hasattr(group.get_metadata_builder(0), "max_num_splits")
-        and all(_is_version_3(layers[name].impl) for name in group.layer_names)
+    return all(
+        isinstance(group.get_metadata_builder(0), FlashAttentionMetadataBuilder)
+        and all(is_version_3(layers[name].impl) for name in group.layer_names)
         for groups in runner.attn_groups
         for group in groups
     )
-
-
-def _is_version_3(attention: Any) -> bool:
-    return getattr(attention, "vllm_flash_attn_version", None) == 3
 
 
 def _with_queries(batch: Any, starts: torch.Tensor, longest: int) -> Any:
@@ -124,10 +129,10 @@ def _with_queries(batch: Any, starts: torch.Tensor, longest: int) -> Any:
     changed = {
         "query_start_loc": starts,
         "num_scheduled_tokens": np.full_like(batch.num_scheduled_tokens, longest),
-        "max_query_len": longest,  # newer releases ask for this
     }
-    known = {field.name for field in fields(batch)}
-    return replace(batch, **{name: changed[name] for name in changed.keys() & known})
+    if since(RUNNER_TAKES_LONGEST_QUERY):
+        changed["max_query_len"] = longest
+    return replace(batch, **changed)
 
 
 def _in_phases(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vllm.v1.request import Request
-
 from nexus.core.lane import MIN_LANE_TOKENS, PASSES_AHEAD
 from nexus.core.plan import Mode
+from nexus.core.ranking import Rank
+from nexus.runtime.vllm.compat import Request
 from nexus.runtime.vllm.lane.queue import LanePrompt
 from nexus.runtime.vllm.lane.step import LaneReport, LaneStep
-from nexus.runtime.vllm.scheduling.queue import RequestRanks
+from nexus.runtime.vllm.scheduling.queue import RankedQueue
 
 
 class LaneAdmission:
     """One decision a step, set by the scheduler and asked for by the connector."""
 
-    rank: RequestRanks
-    """As in the waiting queue, lowest first; set by the scheduler."""
+    queue: RankedQueue
+    """Where requests wait, and have their ranks; set by the scheduler."""
 
     def __init__(self) -> None:
         """Nothing on the lane."""
@@ -65,7 +65,7 @@ class LaneAdmission:
             tokens >= MIN_LANE_TOKENS
             and params is not None
             and params.prompt_logprobs is None
-            and not getattr(request, "skip_reading_prefix_cache", False)
+            and not request.skip_reading_prefix_cache
             and request.lora_request is None
             and not request.mm_features
             and request.prompt_embeds is None
@@ -73,7 +73,7 @@ class LaneAdmission:
             and request.request_id not in self._fused_only
         )
 
-    def has_room(self, rank: float, besides: int = 0) -> bool:
+    def has_room(self, rank: Rank, besides: int = 0) -> bool:
         """Whether few enough tokens go before ``rank``, those of ``besides`` included."""
         ahead = sum(self._left(p) for p in self._prompts.values() if p.rank <= rank)
         return ahead + besides < PASSES_AHEAD * self._mode.chunk
@@ -83,7 +83,7 @@ class LaneAdmission:
         tokens = request.num_tokens - 1 - cached
         if not self.open or not self.suits(request, tokens):
             return 0, False
-        if not self.has_room(self.rank(request)):
+        if not self.has_room(self.queue.rank(request)):
             return None, False
         return tokens, True
 
@@ -95,9 +95,8 @@ class LaneAdmission:
             return
         end = request.num_tokens - 1
         tokens = list(request.all_token_ids[end - num_tokens : end])
-        prompt = LanePrompt(
-            request.request_id, self.rank(request), tokens, end - num_tokens, blocks
-        )
+        rank = self.queue.handed_over(request, num_tokens)
+        prompt = LanePrompt(request.request_id, rank, tokens, end - num_tokens, blocks)
         self._prompts[prompt.req_id] = prompt
         self._requests[prompt.req_id] = request
         self._new.append(prompt)

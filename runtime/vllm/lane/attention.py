@@ -1,17 +1,29 @@
-"""Attention metadata for passes on the prefill lane, from builders that are the lane's own."""
+"""What the lane needs of a model's attention: a KV cache that it can write, and metadata.
 
-from collections.abc import Sequence
+In all layers of the cache there are blocks for every token; attention metadata of a pass comes
+from builders that are the lane's own.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from vllm.config import set_current_vllm_config
-from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
-from vllm.v1.worker.utils import prepare_kernel_block_sizes
 
-from nexus.runtime.vllm.lane.cache import served_block_size
-from nexus.runtime.vllm.lane.pass_inputs import PassTensors
-from nexus.runtime.vllm.lane.rows import BLOCK_COLUMNS, FlatRows
+from nexus.core.errors import EngineError
+from nexus.runtime.vllm.compat import (
+    GROUPS_BUILD_METADATA,
+    NO_LENGTHS_ON_HOST,
+    AttentionSpec,
+    CommonAttentionMetadata,
+    FullAttentionSpec,
+    KVQuantMode,
+    SlidingWindowSpec,
+    prepare_kernel_block_sizes,
+    since,
+)
+from nexus.runtime.vllm.graphs.attention_groups import attention_in_graphs, one_split, own_groups
+from nexus.runtime.vllm.lane.pass_inputs import BLOCK_COLUMNS, FlatRows, PassTensors
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,6 @@ def _common(
         "query_start_loc_cpu": starts,
         "seq_lens": tensors.seq_lens,
         "seq_lens_cpu_upper_bound": seq_lens,
-        "_seq_lens_cpu": seq_lens,
-        "_num_computed_tokens_cpu": _padded(batch.contexts, rows, 0),
         "num_reqs": rows,
         "num_actual_tokens": len(tensors.input_ids),
         "max_query_len": max_query_len,
@@ -113,8 +123,10 @@ def _common(
         "positions": tensors.positions,
         "is_prefilling": torch.ones(rows, dtype=torch.bool),
     }
-    known = {field.name for field in fields(CommonAttentionMetadata)}
-    return {name: value for name, value in common.items() if name in known}
+    if not since(NO_LENGTHS_ON_HOST):
+        contexts = _padded(batch.contexts, rows, 0)
+        common |= {"_seq_lens_cpu": seq_lens, "_num_computed_tokens_cpu": contexts}
+    return common
 
 
 def _padded(values: Any, length: int, pad: int) -> torch.Tensor:
@@ -124,7 +136,7 @@ def _padded(values: Any, length: int, pad: int) -> torch.Tensor:
 
 
 def _built(group: Any, common: CommonAttentionMetadata, capture: bool) -> Any:
-    if hasattr(group, "build_metadata"):  # newer releases map block tables here
+    if since(GROUPS_BUILD_METADATA):
         if capture:
             return group.build_metadata_for_cudagraph_capture(common)
         return group.build_metadata(common)
@@ -132,26 +144,6 @@ def _built(group: Any, common: CommonAttentionMetadata, capture: bool) -> Any:
     if capture:
         return builder.build_for_cudagraph_capture(common)
     return builder.build(common_prefix_len=0, common_attn_metadata=common)
-
-
-def attention_in_graphs(runner: Any) -> bool:
-    """Whether CUDA graphs may hold the runner's attention for any batch."""
-    config = runner.vllm_config
-    mode = config.compilation_config.cudagraph_mode
-    return bool(mode is not None and mode.has_full_cudagraphs()) and all(
-        group.get_metadata_builder(0).get_cudagraph_support(config, group.kv_cache_spec)
-        == AttentionCGSupport.ALWAYS
-        for groups in runner.attn_groups
-        for group in groups
-    )
-
-
-def one_split(groups: Sequence[Sequence[Any]], max_tokens: int) -> None:
-    """Let builders plan batches of up to ``max_tokens`` without splits of a row's keys."""
-    for builder in (group.get_metadata_builder(0) for each in groups for group in each):
-        if hasattr(builder, "max_num_splits"):  # FlashAttention's
-            builder.max_num_splits = 1
-            builder.max_cudagraph_size = max(builder.max_cudagraph_size or 0, max_tokens)
 
 
 def _cache_groups(runner: Any) -> list[Any]:
@@ -163,16 +155,47 @@ def _kernel_blocks_per_block(runner: Any, block_sizes: Sequence[int]) -> list[in
     return [block // kernel for block, kernel in zip(block_sizes, sizes, strict=True)]
 
 
-def own_groups(runner: Any) -> list[list[Any]]:
-    """The runner's attention groups with metadata builders of their own."""
-    sizes = prepare_kernel_block_sizes(runner.kv_cache_config, runner.attn_groups)
-    copies = [
-        [replace(group, metadata_builders=[]) for group in groups] for groups in runner.attn_groups
-    ]
-    with set_current_vllm_config(runner.vllm_config):
-        for groups, size in zip(copies, sizes, strict=True):
-            for group in groups:
-                group.create_metadata_builders(
-                    runner.vllm_config, runner.device, size, num_metadata_builders=1
-                )
-    return copies
+def served_block_size(spec: Any) -> int:
+    """Tokens of a block in a cache of ``spec``; raises EngineError where no lane serves it."""
+    if type(spec) not in (FullAttentionSpec, SlidingWindowSpec):  # subclasses are other caches
+        raise _unsupported(f"a KV cache of kind {type(spec).__name__}")
+    if spec.kv_quant_mode is not KVQuantMode.NONE:
+        raise _unsupported(f"a KV cache of kind {spec.kv_quant_mode.name}")
+    if type(spec) is FullAttentionSpec and spec.non_causal:
+        raise _unsupported("attention that is not causal")
+    if type(spec) is FullAttentionSpec and spec.attention_chunk_size is not None:
+        raise _unsupported("chunked local attention")
+    return int(spec.block_size)
+
+
+def whole_cache(specs: Mapping[str, Any], layers: Collection[str]) -> dict[str, Any]:
+    """What ``specs`` by layer say, with blocks for every token; ``layers`` are all that attend.
+
+    vLLM gives a request whose KV is yet to be received no blocks for what a sliding window
+    has left behind at its end. The lane computes those tokens too, into blocks of their own
+    for later ones to read. So layers with a window are managed as those without, as vLLM does
+    beside a KV connector where a model has both; they attend within their windows all the same.
+    Raises EngineError for layers that the lane does not serve.
+    """
+    if set(layers) - specs.keys():
+        raise _unsupported("layers that share a KV cache or have none")
+    sizes = {name: served_block_size(spec) for name, spec in specs.items()}
+    full = [sizes[name] for name, spec in specs.items() if type(spec) is FullAttentionSpec]
+    whole = {
+        name: _whole(spec, full[0] if full and type(spec) is SlidingWindowSpec else sizes[name])
+        for name, spec in specs.items()
+    }
+    windows = {spec.sliding_window for spec in whole.values()} - {None}
+    if len(windows) > 1 or len({replace(spec, sliding_window=None) for spec in whole.values()}) > 1:
+        raise _unsupported("layers whose KV caches or sliding windows differ")
+    return whole
+
+
+def _whole(spec: Any, block_size: int) -> FullAttentionSpec:
+    common = {each.name: getattr(spec, each.name) for each in fields(AttentionSpec) if each.init}
+    window = spec.sliding_window
+    return FullAttentionSpec(**common | {"block_size": block_size}, sliding_window=window)
+
+
+def _unsupported(what: str) -> EngineError:
+    return EngineError(f"the prefill lane does not support {what}")

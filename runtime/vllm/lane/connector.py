@@ -8,14 +8,15 @@ says that the rest has arrived.
 from typing import Any
 
 from typing_extensions import override
-from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+
+from nexus.runtime.vllm.compat import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
+    KVConnectorOutput,
     KVConnectorRole,
+    get_kv_transfer_group,
+    has_kv_transfer_group,
 )
-from vllm.v1.outputs import KVConnectorOutput
-
 from nexus.runtime.vllm.lane.admission import LaneAdmission
 from nexus.runtime.vllm.lane.driver import LaneDriver
 from nexus.runtime.vllm.lane.step import LaneReport
@@ -106,7 +107,8 @@ class LaneConnector(KVConnectorBase_V1):
         """
         if not has_kv_transfer_group():
             return None
-        driver = getattr(get_kv_transfer_group(), "driver", None)
+        connector = get_kv_transfer_group()
+        driver = connector.driver if isinstance(connector, LaneConnector) else None
         if driver is None or not driver.busy:
             return None
         left, report = driver.poll()

@@ -28,8 +28,7 @@ def plug_in_graphs(arguments: argparse.Namespace, machine: Machine) -> None:
 
 def plug_in_lane(arguments: argparse.Namespace, plan: Plan, machine: Machine) -> None:
     """Set connector and worker."""
-    from vllm.config import KVTransferConfig
-
+    from nexus.runtime.vllm.compat import KVTransferConfig
     from nexus.runtime.vllm.lane.connector import transfer_config
 
     modes = ", ".join(lane_modes(plan))

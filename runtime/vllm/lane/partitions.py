@@ -19,10 +19,10 @@ from nexus.runtime.vllm.graphs.decode import DecodeLane
 from nexus.runtime.vllm.graphs.sizes import graph_sizes
 from nexus.runtime.vllm.lane.driver import Launcher
 from nexus.runtime.vllm.lane.pass_end import PassEndPredictor, TimedPass, TimedStep
+from nexus.runtime.vllm.lane.pass_inputs import Row, trace_arguments
 from nexus.runtime.vllm.lane.prefill_lane import PrefillLane
 from nexus.runtime.vllm.lane.queue import Pass
-from nexus.runtime.vllm.lane.rows import Row
-from nexus.runtime.vllm.trace import PASSES, ServeTrace, told_of
+from nexus.runtime.vllm.trace import PASSES, ServeTrace
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Partitions(Launcher):
                 for event in (work.begun, work.done)
             )
             name, _ = work.key
-            self._trace.span(PASSES, name, start_s, end_s, **told_of(rows))
+            self._trace.span(PASSES, name, start_s, end_s, **trace_arguments(rows))
 
     def ends_in_time(self, work: Pass) -> bool:
         """As passes so far went; False where nothing can be told."""

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from vllm.forward_context import set_forward_context
-from vllm.v1.worker import workspace
 
 from nexus.runtime.partition.gemms import sized_for
+from nexus.runtime.vllm.compat import set_forward_context, workspace
 from nexus.runtime.vllm.lane.attention import Attention, LaneAttention
-from nexus.runtime.vllm.lane.pass_inputs import PassInputs, PassTensors
-from nexus.runtime.vllm.lane.rows import FlatRows, Row, flatten
+from nexus.runtime.vllm.lane.pass_inputs import FlatRows, PassInputs, PassTensors, Row, flatten
 from nexus.runtime.vllm.unsupported import refuse_unsupported
 
 MAX_ROWS = 32

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nexus.runtime.vllm.lane.rows import Row
+from nexus.core.ranking import Rank
+from nexus.runtime.vllm.lane.pass_inputs import Row
 
 
 class Pass(Protocol):
@@ -30,7 +31,7 @@ class LanePrompt:
     """
 
     req_id: str
-    rank: float
+    rank: Rank
     tokens: Sequence[int]
     context: int
     blocks: tuple[Sequence[int], ...]
@@ -215,5 +216,5 @@ class LaneQueue:
             self._waiting.remove(job)
 
 
-def _rank(job: Job) -> float:
+def _rank(job: Job) -> Rank:
     return job.prompt.rank

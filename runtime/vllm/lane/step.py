@@ -2,12 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    KVConnectorMetadata,
-    KVConnectorWorkerMetadata,
-)
-
 from nexus.core.plan import Mode
+from nexus.runtime.vllm.compat import KVConnectorMetadata, KVConnectorWorkerMetadata
 from nexus.runtime.vllm.lane.queue import LanePrompt
 
 

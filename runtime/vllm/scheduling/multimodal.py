@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vllm.v1.request import Request
+from nexus.runtime.vllm.compat import Request
 
 
 def chunk_of_whole_items(chunk: int, most: int, prompts: Sequence[tuple[Request, int]]) -> int:

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vllm.v1.request import Request, RequestStatus
-
+from nexus.runtime.vllm.compat import SEATS_BESIDE_HELD_BLOCKS, Request, RequestStatus, since
 from nexus.runtime.vllm.scheduling.prefix import PrefixCache
 
 _READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
@@ -89,13 +88,12 @@ class Passing:
     def _can_be_admitted(self, request: Request, chunk: int) -> bool:
         """Whether vLLM has a seat, a LoRA slot and KV blocks for it."""
         scheduler = self._scheduler
-        seats = min(
-            scheduler.max_num_running_reqs,
-            getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs),
-        )
         taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
-        # What holds blocks already is admitted first; items of other modalities have budgets too.
-        others_first = bool(getattr(scheduler, "kv_holding_waiting", None))
+        seats, others_first = scheduler.max_num_running_reqs, False
+        if since(SEATS_BESIDE_HELD_BLOCKS):
+            seats = min(seats, scheduler.max_num_active_reqs)
+            others_first = bool(scheduler.kv_holding_waiting)  # what holds blocks already
+        # Items of other modalities have budgets too.
         return (
             taken < seats
             and not others_first

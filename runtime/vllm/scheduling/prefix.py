@@ -11,10 +11,7 @@ from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.request import Request
-
-from nexus.core.ranking import Prompt
+from nexus.runtime.vllm.compat import Request, SchedulerOutput
 
 FIRST = 4
 """So many of the queue are looked up at every step: their blocks may have been evicted."""
@@ -43,14 +40,10 @@ class PrefixCache:
         hit = self._hits.get(request)
         return left - (self._find(request) if hit is None else hit)
 
-    def prompt_of(self, request: Request) -> Prompt:
-        """What the ranker knows of it."""
-        return Prompt(request.request_id, self.tokens_left(request), request.arrival_time)
-
     def look_up(self, request: Request) -> tuple[Any, int]:
         """The cached blocks of a request, by KV cache group, and the tokens that they hold."""
         manager = self._manager
-        if not manager.prefix_cache_lookup_enabled(request):
+        if not self._enabled or request.skip_reading_prefix_cache:
             return manager.empty_kv_cache_blocks.blocks, 0
         # One token is computed at least, for its logits.
         found = manager.coordinator.find_longest_cache_hit(

@@ -1,139 +1,124 @@
 """Waiting requests in the order of their prefill rank."""
 
 import math
-from bisect import insort_left, insort_right
-from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
-from heapq import heapify, heappop, heappush
-from itertools import count
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue
-from vllm.v1.request import Request, RequestStatus
-
-from nexus.core.ranking import PrefillRanker, Prompt
+from nexus.core.prompts import BATCH, INTERACTIVE, Prompt
+from nexus.core.ranking import PrefillRanker, Rank
+from nexus.runtime.vllm.compat import Request, RequestQueue
+from nexus.runtime.vllm.requests import own_ttft_s_of
 from nexus.runtime.vllm.scheduling.prefix import PrefixCache
 
-_FEW = 64  # requests that wait no more may be remembered
+_FIRST_OF_ALL: Rank = (-math.inf,)
 
 
-class RequestRanks:
-    """The prefill ranks of vLLM's requests, by the tokens that are left to compute."""
+class RankedQueue(RequestQueue):
+    """The lowest rank first: vLLM's interface to a ``PrefillRanker``.
 
-    def __init__(self, ranker: PrefillRanker, cache: PrefixCache) -> None:
-        """``ranker`` ranks prompts; ``cache`` knows what is left of each."""
-        self.ranker = ranker
-        self.cache = cache
-
-    def __call__(self, request: Request) -> float:
-        """Lowest first; a preempted request goes before all others, as its client is reading."""
-        if request.num_preemptions > 0:
-            return -math.inf
-        return self.ranker.rank(self.cache.prompt_of(request))
-
-
-def _is_to_be_scheduled(request: Request) -> bool:
-    """Whether it waits, be it for its grammar, and is not on the prefill lane."""
-    status = request.status
-    return status < RequestStatus.RUNNING and status != RequestStatus.WAITING_FOR_REMOTE_KVS
-
-
-class RankedQueue(FCFSRequestQueue):
-    """The lowest rank first.
-
-    The queue is sorted on insertion, and whose rank has changed is inserted anew.
+    A preempted request goes before all others, as its client is reading.
     """
 
-    def __init__(self, ranks: RequestRanks) -> None:
-        """``ranks`` says where a request stands."""
-        super().__init__()
-        self.rank = ranks
-        self._ranker = ranks.ranker
-        self._prompt_of = ranks.cache.prompt_of
-        self._numbers = count()
-        self._late_after: list[tuple[float, int, Request]] = []
-        self._expected: dict[str, float] = {}  # of these entries, those that are still right
+    def __init__(
+        self, ranker: PrefillRanker, cache: PrefixCache, *, by_priority: bool = False
+    ) -> None:
+        """``ranker`` ranks prompts; ``cache`` knows what is left of each.
 
-    def advance(self, now_s: float) -> None:
-        """Time has passed: requests that are too late by now go behind those that are not."""
-        now_s = max(now_s, self._ranker.now_s)  # clocks are set back at times
-        if len(self._late_after) > 2 * len(self) + _FEW:
-            self._forget_the_started()
-        late: set[Hashable] = set()
-        while self._late_after and self._late_after[0][0] < now_s:
-            entry = heappop(self._late_after)
-            if self._is_right(entry):
-                req_id = entry[2].request_id
-                del self._expected[req_id]
-                late.add(req_id)
-        self._ranker.now_s = now_s
-        self._insert_anew(late)
-
-    def reselect(self, partial: Sequence[Request], tokens_per_s: float) -> None:
-        """Choose who goes first, of those that wait and of those whose prompt is ``partial``.
-
-        ``tokens_per_s`` is the rate at which prompts are computed now, 0 if not known.
+        ``by_priority``: where the order is fcfs, vLLM's priorities come before it, all of them.
         """
-        self._insert_anew(self._ranker.reselect(self._contenders(partial), tokens_per_s))
+        self._by_priority = by_priority
+        self.ranker = ranker
+        self._cache = cache
+        self._requests: dict[Hashable, Request] = {}
 
-    def _contenders(self, partial: Sequence[Request]) -> Iterator[Prompt]:
-        for entry in self._late_after:
-            if self._is_right(entry) and _is_to_be_scheduled(entry[2]):
-                yield self._prompt_of(entry[2])
-        for request in partial:
-            if request.num_preemptions == 0:
-                yield self._prompt_of(request)
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens of all that wait."""
+        return self.ranker.tokens
+
+    def rank(self, request: Request) -> Rank:
+        """Where a request stands in the present step, be it waiting or partially prefilled."""
+        if request.num_preemptions > 0:
+            return _FIRST_OF_ALL
+        return self.ranker.rank(request.request_id)
+
+    def step(self, now_s: float, partial: Sequence[Request], tokens_per_s: float) -> None:
+        """A step begins: choose who goes first, of those that wait and of those ``partial``.
+
+        ``partial`` are partially prefilled; ``tokens_per_s`` is the rate at which prompts are
+        computed now, 0 if not known.
+        """
+        self.ranker.step(now_s, map(self._prompt_of, partial), tokens_per_s)
+
+    def _prompt_of(self, request: Request) -> Prompt:
+        """What the ranker knows of it."""
+        if self.ranker.order == "fcfs":
+            class_number = request.priority if self._by_priority else INTERACTIVE
+        else:
+            class_number = BATCH if request.priority > 0 else INTERACTIVE
+        tokens = self._cache.tokens_left(request)
+        own_s = own_ttft_s_of(request)
+        return Prompt(request.request_id, tokens, request.arrival_time, own_s, class_number)
+
+    def computed(self, num_scheduled_tokens: Mapping[str, int]) -> None:
+        """A step has so many tokens of each request; those of decodes do not count."""
+        self.ranker.computed(num_scheduled_tokens)
+
+    def handed_over(self, request: Request, tokens: int) -> Rank:
+        """The lane is to compute so many of its tokens; its rank there."""
+        return self.ranker.handed_over(request.request_id, tokens)
 
     def have_other_tokens(self, req_ids: Set[str]) -> None:
-        """Of these, other numbers of tokens are left than when they were inserted."""
-        if req_ids:
-            for request in self:
-                if request.request_id in req_ids:
-                    self._expect(request)
-            self._insert_anew(req_ids)
+        """Of these, other numbers of tokens are left than when they came."""
+        for req_id in req_ids:
+            request = self._requests.get(req_id)
+            if request is not None:
+                self.add_request(request)
 
     def add_request(self, request: Request) -> None:
         """Insert at the request's rank, behind its equals."""
-        self._expect(request)
-        insort_right(self, request, key=self.rank)
+        self._requests[request.request_id] = request
+        self.ranker.add(self._prompt_of(request), front=request.num_preemptions > 0)
+
+    def pop_request(self) -> Request:
+        """Take the first."""
+        if not self._requests:
+            raise IndexError("pop from an empty queue")
+        return self._requests.pop(self.ranker.pop())
+
+    def peek_request(self) -> Request:
+        """The first."""
+        first = self.ranker.first
+        if first is None:
+            raise IndexError("peek from an empty queue")
+        return self._requests[first]
 
     def prepend_request(self, request: Request) -> None:
-        """Insert before the request's equals: what is preempted keeps its place in the queue."""
-        self._expect(request)
-        insort_left(self, request, key=self.rank)
+        """Insert at its rank; what was just taken has the place among its equals that it had."""
+        self._requests[request.request_id] = request
+        self.ranker.put_back(self._prompt_of(request), front=request.num_preemptions > 0)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         """As ``prepend_request``, for each."""
         for request in requests:
             self.prepend_request(request)
 
-    def _insert_anew(self, req_ids: Set[Hashable]) -> None:
-        """Those of ``req_ids`` that wait here, at their present rank."""
-        if not req_ids:
-            return
-        ordered: list[Request] = []
-        moving: list[Request] = []
-        for request in self:
-            (moving if request.request_id in req_ids else ordered).append(request)
-        for request in moving:
-            insort_right(ordered, request, key=self.rank)
-        if moving:
-            self.clear()
-            self.extend(ordered)
+    def remove_request(self, request: Request) -> None:
+        """It waits no more."""
+        del self._requests[request.request_id]
+        self.ranker.remove(request.request_id)
 
-    def _expect(self, request: Request) -> None:
-        """Remember when the request will be too late, unless it is, or goes first anyway."""
-        after_s = self._ranker.late_after(self._prompt_of(request))
-        req_id = request.request_id
-        if not self._ranker.now_s <= after_s < math.inf or request.num_preemptions > 0:
-            self._expected.pop(req_id, None)
-        elif self._expected.get(req_id) != after_s:
-            self._expected[req_id] = after_s
-            heappush(self._late_after, (after_s, next(self._numbers), request))
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        """Those of ``requests`` that wait here do no more."""
+        for request in requests:
+            if request.request_id in self._requests:
+                self.remove_request(request)
 
-    def _is_right(self, entry: tuple[float, int, Request]) -> bool:
-        return self._expected.get(entry[2].request_id) == entry[0]
+    def __bool__(self) -> bool:
+        return bool(self._requests)
 
-    def _forget_the_started(self) -> None:
-        waiting = {request.request_id for request in self}
-        self._expected = {key: at_s for key, at_s in self._expected.items() if key in waiting}
-        self._late_after = [entry for entry in self._late_after if self._is_right(entry)]
-        heapify(self._late_after)
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        """In their order; nobody may come or go meanwhile."""
+        return (self._requests[key] for key in self.ranker)

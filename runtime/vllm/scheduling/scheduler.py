@@ -13,21 +13,25 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue
-from vllm.v1.outputs import KVConnectorOutput
-from vllm.v1.request import Request, RequestStatus
-
 from nexus.core.policy import State, rate_in_steps
 from nexus.core.ranking import PrefillRanker
 from nexus.core.slo import has_late_budget
+from nexus.runtime.vllm.compat import (
+    SEATS_BESIDE_HELD_BLOCKS,
+    AsyncScheduler,
+    FCFSRequestQueue,
+    KVConnectorOutput,
+    Request,
+    RequestStatus,
+    SchedulerOutput,
+    since,
+)
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.observed import Decision, ObservedScheduler
 from nexus.runtime.vllm.scheduling.multimodal import chunk_of_whole_items
 from nexus.runtime.vllm.scheduling.passing import Passing
 from nexus.runtime.vllm.scheduling.prefix import PrefixCache
-from nexus.runtime.vllm.scheduling.queue import RankedQueue, RequestRanks
+from nexus.runtime.vllm.scheduling.queue import RankedQueue
 
 
 class _Planned(ObservedScheduler):
@@ -42,16 +46,16 @@ class _Planned(ObservedScheduler):
         plan = self.nexus_plan
         self._beside_lane = plan.beside_lane
         self._most_tokens = self.max_num_scheduled_tokens
-        self._most_backlog = self.nexus_policy.table.axes.prefill_backlog[-1]
         context = ServeContext.of(self.vllm_config)
-        ranker = PrefillRanker.of(plan, context.prefill_order, context.aging_tokens_per_s)
+        ranker = PrefillRanker.of(plan, context.prefill_order, context.late_share)
         self._prefix_cache = PrefixCache(self.kv_cache_manager, self.block_size)
-        ranks = RequestRanks(ranker, self._prefix_cache)
         self._ranked = context.prefill_order != "fcfs"
-        if self._ranked:
-            self.waiting = RankedQueue(ranks)
+        by_priority = self.scheduler_config.policy == "priority"
+        self.waiting = self._queue = RankedQueue(
+            ranker, self._prefix_cache, by_priority=by_priority
+        )
         if self._lane is not None:
-            self._lane.admission.rank = ranks
+            self._lane.admission.queue = self._queue
         self.nexus_clock: Callable[[], float] = time.time  # that of arrivals
         self._passing = Passing(self, self._prefix_cache)
 
@@ -59,16 +63,14 @@ class _Planned(ObservedScheduler):
         """One step, as vLLM schedules it, within the plan's chunk."""
         if self._lane is not None and (news := self._lane.look()) is not None:
             self._update_from_kv_xfer_finished(news)
-        changed = self._prefix_cache.look_again(self.waiting)
+        self._queue.have_other_tokens(self._prefix_cache.look_again(self._queue))
         prefills, decodes, kv_tokens = self._of_running()
         state = State(len(decodes), kv_tokens, self._backlog(prefills))
         mode, row = self.nexus_policy.decide(state, self._all_afford_a_late_gap)
         self.nexus_decision = Decision(state, mode, row)
+        self._queue.step(self.nexus_clock(), prefills, rate_in_steps(mode, row))
         if self._ranked:
-            self.waiting.have_other_tokens(changed)
-            self.waiting.advance(self.nexus_clock())
-            self.waiting.reselect(prefills, rate_in_steps(mode, row))
-            prefills.sort(key=self.waiting.rank)
+            prefills.sort(key=self._queue.rank)
         decode_tokens = self._decode_tokens(decodes)
         chunk = mode.prompt_tokens(decode_tokens)
         if self._lane is not None:
@@ -82,6 +84,7 @@ class _Planned(ObservedScheduler):
             self.running = decodes + prefills
         with self._arranged(prefills, chunk):
             output = super().schedule(*args, **kwargs)
+        self._queue.computed(output.num_scheduled_tokens)
         self._prefix_cache.scheduled(output, self.requests)
         self.note_scheduled(output, len(decodes), decode_tokens)
         return output
@@ -145,17 +148,12 @@ class _Planned(ObservedScheduler):
         backlog = sum(map(self._prefix_cache.tokens_left, prefills))
         if self._lane is not None:
             backlog += self._lane.admission.backlog + self._returned_backlog()
-        for request in self.waiting:
-            if backlog >= self._most_backlog:  # the table tells no larger ones apart
-                break
-            backlog += self._prefix_cache.tokens_left(request)
-        return backlog
+        return backlog + self._queue.tokens
 
     def _returned_backlog(self) -> int:
         """Tokens of prompts that were on the lane and wait for a place in a batch."""
-        held = getattr(self, "kv_holding_waiting", None)
-        if held is None:  # older releases
-            held = self.skipped_waiting
+        newer = since(SEATS_BESIDE_HELD_BLOCKS)
+        held = self.kv_holding_waiting if newer else self.skipped_waiting
         waits = RequestStatus.WAITING_FOR_REMOTE_KVS
         return sum(self._prefix_cache.tokens_left(r) for r in held if r.status != waits)
 
@@ -188,7 +186,7 @@ class _Planned(ObservedScheduler):
                 break
             if not admission.suits(request, tokens - 1):
                 chunk -= tokens
-            elif admission.has_room(admission.rank(request), on_lane):
+            elif admission.has_room(self._queue.rank(request), on_lane):
                 on_lane += tokens
             else:
                 break

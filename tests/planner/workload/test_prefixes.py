@@ -30,7 +30,7 @@ PAIR_MODE = Mode(mode="split", chunk=1024, prefill_sms=84, decode_sms=48)
 SHARES = Shares(percent_for(84, 132), percent_for(48, 132), 100_000, 700_000)
 SYSTEMS = (
     System("stock", Mode(mode="fused", chunk=512), order="fcfs", stock=True),
-    replace(FUSED, ttft_s=0.5),
+    replace(FUSED, bounds=Bounds(500, 100)),
     System("split", PAIR_MODE),
     System("pair", PAIR_MODE, shares=SHARES),
 )
@@ -181,7 +181,7 @@ def test_a_cached_prompt_ranks_by_what_is_left(model, order, known):
     if known:
         hits = np.array([0, 1536, *[0] * 20])
         requests = replace(requests, prefixes=None, lengths=replace(requests.lengths, hits=hits))
-    system = replace(FUSED, order=order, ttft_s=2.0)
+    system = replace(FUSED, order=order, bounds=Bounds(2000, 100))
     run = simulate(StepTimes(model), ENGINE, requests, system)
     assert run.first_token_s[1] == run.first_token_s[1:].min()
     fcfs = simulate(StepTimes(model), ENGINE, requests, replace(system, order="fcfs"))

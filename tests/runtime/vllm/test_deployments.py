@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from openai import BadRequestError, OpenAI
 
@@ -156,7 +157,8 @@ def drafts(server: Server) -> float:
 
 
 def engine_killed(server: Server, deployment: Deployment) -> None:
-    (engine,) = [each for each in server.family() if "EngineCore" in " ".join(each.cmdline())]
+    family = psutil.Process(server.pid).children(recursive=True)
+    (engine,) = [each for each in family if "EngineCore" in " ".join(each.cmdline())]
     engine.kill()
     with pytest.raises(ServerError, match=rf"\(exit code 1\): .*{deployment.told}"):
         watch(server)

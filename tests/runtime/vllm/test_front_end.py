@@ -3,6 +3,7 @@
 import http.client
 import json
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nexus.runtime.logs import complaint
+from nexus.runtime.process import LoggedProcess
 from nexus.runtime.server_process import NEXUS_SERVE
 
 START_S = 400.0
@@ -80,20 +81,17 @@ def ask(
 
     files = ("--uds", str(path), "--ssl-certfile", str(made), "--ssl-keyfile", str(key_file))
     words = [str(tiny_model), *OPTIONS, *files, "--table", str(make_plan((64,)))]
-    with (
-        log.open("wb") as out,
-        subprocess.Popen([*NEXUS_SERVE, *words], stdout=out, stderr=out) as server,
-    ):
-        try:
-            end = time.monotonic() + START_S
-            while ask("/health")[0] != 200:
-                assert server.poll() is None, complaint(log)
-                assert time.monotonic() < end
-                time.sleep(0.5)
-            yield ask
-        finally:
-            server.terminate()
-            assert server.wait(60) == 0
+    server = LoggedProcess([*NEXUS_SERVE, *words], log)
+    try:
+        end = time.monotonic() + START_S
+        while ask("/health")[0] != 200:
+            assert server.exit_code() is None, server.complaint()
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        yield ask
+    finally:
+        stopped = server.stop(signal.SIGTERM, 60)
+    assert stopped.exit_code == 0
 
 
 @pytest.mark.engine

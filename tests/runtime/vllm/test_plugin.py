@@ -33,7 +33,7 @@ def test_without_the_variable_nothing_is_imported(monkeypatch: pytest.MonkeyPatc
     ("name", "value", "told"),
     [
         ("NEXUS_PREFILL_ORDER", "lifo", "Input should be 'deadline'"),
-        ("NEXUS_PREFILL_AGING_TOKENS_PER_S", "much", "a valid number"),
+        ("NEXUS_LATE_SHARE", "much", "a valid number"),
         ("NEXUS_FORCE", "perhaps", "valid boolean"),
     ],
 )
@@ -57,6 +57,7 @@ def create(tiny_model: Path, make_plan: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(EngineArgs, "create_engine_config", EngineArgs.create_engine_config)
     monkeypatch.setattr(plugin, "fail_with_the_engine", lambda: None)
+    monkeypatch.setattr(plugin, "check_requests", lambda: None)
     monkeypatch.setenv("NEXUS_TABLE", str(make_plan((64,))))
     plugin.install.cache_clear()
     plugin.install()

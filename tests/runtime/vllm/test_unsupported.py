@@ -58,7 +58,7 @@ USED: dict[str, tuple[str, dict[str, Any]]] = {
         {"hf_text_config": SimpleNamespace(num_kv_shared_layers=1)},
     ),
     "attention that is not causal": ("model_config", {"attn_type": "encoder_only"}),
-    "priorities (with first come, first served)": ("scheduler_config", {"policy": "priority"}),
+    "priorities": ("scheduler_config", {"policy": "priority"}),
 }
 
 

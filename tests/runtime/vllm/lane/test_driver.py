@@ -51,7 +51,7 @@ class Device(Launcher):
 
 
 def prompt(name: str, tokens: int = 200) -> LanePrompt:
-    return LanePrompt(name, 0.0, list(range(tokens)), 0, ([1],))
+    return LanePrompt(name, (0.0,), list(range(tokens)), 0, ([1],))
 
 
 def test_a_partition_stays_until_its_pass_is_over() -> None:

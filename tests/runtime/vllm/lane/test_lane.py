@@ -51,8 +51,8 @@ def _first_token_logprobs(llm: Any) -> dict[int, float]:
 def _lane_logprobs(worker: Any, chunks: list[int], block: int) -> dict[int, float]:
     import torch
 
+    from nexus.runtime.vllm.lane.pass_inputs import Row
     from nexus.runtime.vllm.lane.prefill_lane import PrefillLane
-    from nexus.runtime.vllm.lane.rows import Row
 
     lane = PrefillLane(worker.model_runner)
     size = worker.model_runner.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
@@ -80,8 +80,8 @@ def test_lane_computes_what_vllm_computes(llm: Any, chunks: list[int]) -> None:
 def _two_rows(worker: Any) -> bool:
     import torch
 
+    from nexus.runtime.vllm.lane.pass_inputs import Row
     from nexus.runtime.vllm.lane.prefill_lane import PrefillLane
-    from nexus.runtime.vllm.lane.rows import Row
 
     lane = PrefillLane(worker.model_runner)
     first = Row(PROMPT[:40], 0, (list(range(1, 5)),))
@@ -114,8 +114,8 @@ def test_a_pass_is_no_longer_than_its_rows_can_be(llm: Any) -> None:
 
 
 def _steps_after_lane(worker: Any) -> None:
+    from nexus.runtime.vllm.lane.pass_inputs import Row
     from nexus.runtime.vllm.lane.prefill_lane import PrefillLane
-    from nexus.runtime.vllm.lane.rows import Row
 
     PrefillLane(worker.model_runner).forward([Row(PROMPT, 0, (list(range(50, 60)),))])
 

@@ -31,8 +31,9 @@ from nexus.evidence.lane.engine import (
     idle,
     open_engine,
     steps,
+    with_modes,
+    write,
 )
-from nexus.evidence.lane.tables import with_modes, write
 from nexus.evidence.lane.tracefile import read_trace
 from nexus.evidence.lane.window import Load, evidence, recording, watched
 from nexus.runtime.machine import this_machine

@@ -148,7 +148,7 @@ def windowed(window: int, **more: Any) -> Any:
 
 
 def test_windows_have_blocks_for_every_token() -> None:
-    from nexus.runtime.vllm.lane.cache import whole_cache
+    from nexus.runtime.vllm.lane.attention import whole_cache
 
     assert whole_cache({"a": windowed(128)}, "a") == {"a": full(sliding_window=128)}
     mixed = {"a": windowed(128, block_size=32), "b": full()}
@@ -165,7 +165,7 @@ def test_caches_that_no_test_compares_are_refused() -> None:
         RSWASpec,
     )
 
-    from nexus.runtime.vllm.lane.cache import whole_cache
+    from nexus.runtime.vllm.lane.attention import whole_cache
 
     plain = full()
     shape = {name: getattr(plain, name) for name in ("block_size", "num_kv_heads", "dtype")}

@@ -4,8 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.runtime.vllm.lane.pass_inputs import PassInputs
-from nexus.runtime.vllm.lane.rows import FlatRows, Row, flatten
+from nexus.runtime.vllm.lane.pass_inputs import FlatRows, PassInputs, Row, flatten
 
 TOKENS, ROWS, COLUMNS = 64, 4, 16
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus.runtime.vllm.lane.pass_inputs import Row
 from nexus.runtime.vllm.lane.queue import LanePrompt, LaneQueue
-from nexus.runtime.vllm.lane.rows import Row
 
 MAX_PASSES = 2
 
@@ -22,7 +22,7 @@ class Work:
 
 def prompt(name: str, tokens: int, rank: float = 0.0, context: int = 0) -> LanePrompt:
     first = 1000 * (ord(name[-1]) + 1)
-    return LanePrompt(name, rank, list(range(first, first + tokens)), context, ([0],))
+    return LanePrompt(name, (rank,), list(range(first, first + tokens)), context, ([0],))
 
 
 def launch(queue: LaneQueue, chunk: int) -> Work | None:

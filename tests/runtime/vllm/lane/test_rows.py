@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.runtime.vllm.lane.rows import BLOCK_COLUMNS, Row, flatten
+from nexus.runtime.vllm.lane.pass_inputs import BLOCK_COLUMNS, Row, flatten
 
 
 def test_two_rows_are_laid_end_to_end() -> None:

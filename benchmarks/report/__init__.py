@@ -1,0 +1,1 @@
+"""Measured results side by side, and their HTML page."""

@@ -1,0 +1,1 @@
+"""The committed results as Markdown tables, beside what the simulator says."""
