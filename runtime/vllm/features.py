@@ -21,6 +21,7 @@ _FEATURES = "runtime/vllm/test_features.py::test_"
 _ALONE = "runtime/vllm/scheduling/test_scheduler_alone.py::test_"
 DEPLOYED = Works("runtime/vllm/test_deployments.py")
 FUSED = Works(f"{_FEATURES}requests_of_every_kind_beside_a_fused_plan")
+ENGINES = Works("runtime/vllm/test_metrics.py::test_engines_of_a_server_have_numbers_of_their_own")
 LANE = Works(f"{_FEATURES}requests_of_every_kind_on_the_lane")
 MODELS = Works("runtime/vllm/lane/test_lane_models.py::test_same_tokens_as_stock_vllm")
 SCHEDULED = Works(f"{_ALONE}every_step_moves_and_every_request_ends")
@@ -105,7 +106,7 @@ _PARALLEL = (
         "-ep",
         used=_set("parallel_config", "enable_expert_parallel", "--enable-expert-parallel"),
     ),
-    Feature("data parallel", DEPLOYED, ONE_STEP, NOT_TWICE).by(
+    Feature("data parallel", ENGINES, ONE_STEP, NOT_TWICE).by(
         "--data-parallel-size", "-dp", used=_above_one("data_parallel_size")
     ),
     Feature("dual batch overlap", UNTESTED, UNTESTED, UNTESTED).by(
