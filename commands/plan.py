@@ -72,6 +72,9 @@ def plan(
         float | None,
         typer.Option(help="Requests/s at which to predict TTFT and TBT.", min=0.001, max=MOST),
     ] = None,
+    replicas: Annotated[
+        int, typer.Option(help="Servers that the trace, or --rate, is spread over evenly.", min=1)
+    ] = 1,
     policy: Annotated[
         Policy, typer.Option(help="Nexus's, the paper's, or the best single mode.")
     ] = Policy.nexus,
@@ -114,7 +117,11 @@ def plan(
     if trace is not None and (input_tokens or output_tokens):
         raise UserError("--trace brings its own lengths: leave out the mean ones")
     means = _means(input_tokens, output_tokens) or lengths_of(ASSUMED)
-    workload = requests_of(trace, columns, tokenizer, rate) or means
+    traced = requests_of(trace, columns, tokenizer, rate)
+    workload = means if traced is None else _of_one_replica(traced, replicas)
+    rate = rate and rate / replicas
+    if replicas > 1:
+        typer.echo(f"for one of {replicas} servers, which is sent one request in {replicas}")
     say_what_is_cut(measured, workload)
     bounds = Bounds(ttft_ms, tbt_ms, ttft_ms_per_1k_tokens)
     if partitioner is PartitionerOption.mps:
@@ -167,6 +174,11 @@ def _plan_static(
     typer.echo(describe(made.plan, measured, lengths_of(workload)))
     typer.echo(made.comparison())
     typer.echo(f"wrote {output}: one share for all states, {next(iter(made.plan.modes))}")
+
+
+def _of_one_replica(requests: Requests, replicas: int) -> Requests:
+    """What one of so many servers is sent by a router that takes them in turn."""
+    return requests.take(slice(None, None, replicas), requests.arrivals_s[::replicas])
 
 
 def _means(input_tokens: float | None, output_tokens: float | None) -> Lengths | None:

@@ -72,7 +72,7 @@ def _demo() -> None:
     server = Server(
         [model, "--table", str(table), "--host", "127.0.0.1"], FOLDER / "server.log", START_S
     )
-    _shown(*server.words)
+    _shown("serve", *server.words)
     try:
         with _running(server):
             _show(_ask(f"{server.url}/v1", model), plan)

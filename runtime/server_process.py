@@ -1,9 +1,9 @@
-"""One running ``nexus serve``, from its first health check to its last process."""
+"""One running server, from its first health check to its last process."""
 
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +12,7 @@ from nexus.core.errors import EngineError
 from nexus.runtime.ports import free_ports
 from nexus.runtime.process import HttpProcess, Stopped
 
+NEXUS_SERVE = (sys.executable, "-m", "nexus.cli", "serve")
 _POLL_S = 0.25
 _HEALTH_S = 5.0
 _STOP_S = 30.0
@@ -22,24 +23,33 @@ class ServerError(EngineError):
 
 
 class Server:
-    """A context manager: ``nexus serve`` with the given words, listening when entered.
+    """A context manager: a server with the given words, listening when entered.
 
     Raises ServerError when it dies or is not healthy within ``start_s``, with the last
     error that its log tells.
     """
 
-    def __init__(self, words: Sequence[str], log: Path, start_s: float) -> None:
-        """``words`` follow ``nexus serve``; a port is added."""
+    def __init__(
+        self,
+        words: Sequence[str],
+        log: Path,
+        start_s: float,
+        program: Sequence[str] = NEXUS_SERVE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """``words`` follow ``program``; a port is added. ``environment`` is beside this one's."""
         self.port = free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.words = ["serve", *words, "--port", str(self.port)]
+        self.words = [*words, "--port", str(self.port)]
+        self._program = program
+        self._environment = environment
         self._log = log
         self._start_s = start_s
         self.tick: Callable[[], None] = lambda: None  # called while it starts
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "nexus.cli", *self.words]
-        self._process = HttpProcess(command, self._log, self.port)
+        command = [*self._program, *self.words]
+        self._process = HttpProcess(command, self._log, self.port, self._environment)
         try:
             self._wait()
         except BaseException:
@@ -82,3 +92,8 @@ class Server:
                 raise ServerError(f"the server was not ready within {self._start_s:.0f} s")
             self.tick()
             time.sleep(_POLL_S)
+
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        return self._process.pid

@@ -77,8 +77,12 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_plan_is_made_simulated_and_drawn_without_a_gpu(tmp_path: Path) -> None:
     profile = str(Path(__file__).parents[1] / "profiles" / "h200" / "qwen2.5-3b.yaml")
     lengths = ("--input-tokens", "1000", "--output-tokens", "100")
-    made = nexus("plan", profile, "--ttft-ms", "1000", "--tbt-ms", "25", *lengths, cwd=tmp_path)
+    two = ("--rate", "8", "--replicas", "2")
+    bounds = ("--ttft-ms", "1000", "--tbt-ms", "25")
+    made = nexus("plan", profile, *bounds, *lengths, *two, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
+    assert "for one of 2 servers" in made.stdout
+    assert "At 4 requests/s" in made.stdout
     assert "requests/s" in made.stdout
     assert "wrote plan.yaml" in made.stdout
     share = ("--late-share", "0.2")

@@ -19,29 +19,14 @@ from nexus.core.plan import Mode, Plan, Shares
 from nexus.runtime.mps.daemon import CONTROL
 from nexus.runtime.mps.part import Recipe
 from nexus.runtime.ports import free_ports
+from nexus.runtime.vllm.features import FEATURES
 from nexus.runtime.vllm.options import spelled, with_defaults
 
 Role = Literal["prefill", "decode"]
 LOCAL = "127.0.0.1"
-# What is said to vLLM twice, is the plan's to say, or does not fit two engines behind a router.
-_REFUSED = {
-    "--api-key",
-    "--data-parallel-size",
-    "--gpu-memory-utilization",
-    "--headless",
-    "--kv-cache-memory-bytes",
-    "--kv-transfer-config",
-    "--num-gpu-blocks-override",
-    "--pipeline-parallel-size",
-    "--root-path",
-    "--ssl-certfile",
-    "--ssl-keyfile",
-    "--tensor-parallel-size",
-    "--uds",
-    "-dp",
-    "-pp",
-    "-tp",
-}
+# What the plan says, beside the features that do not fit two engines.
+_REFUSED = {"--gpu-memory-utilization", "--kv-cache-memory-bytes", "--num-gpu-blocks-override"}
+_REFUSED |= {option for each in FEATURES if each.is_refused("mps") for option in each.options}
 # vLLM claims this share of the GPU at least, and refuses to start where it is not free; beyond
 # that the share counts for nothing once the KV cache's size is given.
 _CLAIM = "0.01"

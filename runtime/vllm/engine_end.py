@@ -4,7 +4,7 @@ vLLM's front end ends too when an engine process is killed or dies, but with exi
 """
 
 import sys
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 from nexus.runtime.vllm.compat import LAUNCHERS, since
@@ -14,18 +14,17 @@ EXIT_CODE = 1
 _failed: list[str] = []
 
 
+@cache
 def fail_with_the_engine() -> None:
     """From now on a server whose engine died ends with a line on stderr and ``EXIT_CODE``."""
     from nexus.runtime.vllm.compat import AsyncLLM
 
-    if hasattr(AsyncLLM.shutdown, "__wrapped__"):
-        return
     AsyncLLM.shutdown = _noting(AsyncLLM.shutdown)
+    # Run as a program, an older release's module is there once more, by that name.
     modules: tuple[Any, ...] = (_launcher(), sys.modules["__main__"])
     for module in modules:
-        run = getattr(module, "run_server_worker", None)
-        if run is not None and not hasattr(run, "__wrapped__"):
-            module.run_server_worker = _failing(run)
+        if hasattr(module, "run_server_worker"):
+            module.run_server_worker = _failing(module.run_server_worker)
 
 
 def _launcher() -> Any:

@@ -21,20 +21,28 @@ from nexus.runtime.vllm.watch import Tally
 OF_ALL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"
 """Where vLLM itself keeps such files when it serves with several processes."""
 
-_COUNTERS = {
-    "nexus_mode_steps": "Steps by mode.",
-    "nexus_steps_compared": "Steps whose time the plan predicts.",
-    "nexus_step_predicted_seconds": "Their predicted time.",
-    "nexus_step_measured_seconds": "Their measured time.",
-    "nexus_lane_failures": "Prompts that the prefill lane could not launch, served fused instead.",
+COUNTERS = {
+    "nexus_mode_steps": "Engine steps that computed something, by the plan's mode in force.",
+    "nexus_steps_compared": (
+        "Engine steps whose time the plan predicts: full batches, in the mode of the state's row."
+    ),
+    "nexus_step_predicted_seconds": "Predicted time of all steps compared, in seconds.",
+    "nexus_step_measured_seconds": (
+        "Measured time of all steps compared, in seconds; over the predicted time it should be"
+        " near 1."
+    ),
+    "nexus_lane_failures": "Prompts that the prefill lane could not launch, served in batches instead.",
     "nexus_lane_prompt_tokens": "Prompt tokens launched on the prefill lane.",
 }
-_GAUGES = {
-    "nexus_batch_scale": "Of the plan's batches, the share that measured gaps leave.",
-    "nexus_realized_sms": "SMs a phase may use.",
-    "nexus_lane_prompts": "Prompts on the prefill lane.",
-    "nexus_lane_waiting_tokens": "Tokens of theirs that are not launched yet.",
-    "nexus_lane_up": "1 while the prefill lane serves, 0 after it got stuck.",
+GAUGES = {
+    "nexus_batch_scale_ratio": (
+        "Share of the plan's batch sizes in use: below 1 since steps took longer than the bound on"
+        " the time between tokens allows."
+    ),
+    "nexus_realized_sms": "Streaming multiprocessors (on a CPU: cores) that a phase may use now.",
+    "nexus_lane_prompts": "Prompts on the prefill lane now.",
+    "nexus_lane_waiting_tokens": "Tokens of the prompts on the prefill lane that are not launched yet.",
+    "nexus_lane_up": "1 while the prefill lane serves, 0 after a pass of it did not end.",
 }
 
 
@@ -62,13 +70,13 @@ class SchedulerMetrics:
 
     def count(self, name: str, amount: float, **labels: str) -> None:
         """Add ``amount`` to a counter."""
-        key = self._key(name, f"{name}_total", _COUNTERS[name], labels)
+        key = self._key(name, f"{name}_total", COUNTERS[name], labels)
         self._totals[key] = self._totals.get(key, 0.0) + amount
         self._counters.write(key, self._totals[key])
 
     def level(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        self._gauges.write(self._key(name, name, _GAUGES[name], labels), value)
+        self._gauges.write(self._key(name, name, GAUGES[name], labels), value)
 
     def close(self) -> None:
         """Let go of the files, which stay as they are."""

@@ -158,7 +158,7 @@ class ObservedScheduler(Scheduler):
 
     def _count(self, metrics: SchedulerMetrics) -> None:
         metrics.steps(self._watch.take())
-        metrics.level("nexus_batch_scale", self.nexus_policy.controller.scale)
+        metrics.level("nexus_batch_scale_ratio", self.nexus_policy.controller.scale)
         if self._lane is None:
             return
         lane = self._lane.admission

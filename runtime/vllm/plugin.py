@@ -58,13 +58,12 @@ class Settings(BaseModel, frozen=True):
             raise EngineError(f"{where}: {first_problem(error).partition(': ')[2]}") from error
 
 
+@cache
 def install() -> None:
     """Wrap ``EngineArgs.create_engine_config``; to be called any number of times."""
     from nexus.runtime.vllm.compat import EngineArgs
 
     original = EngineArgs.create_engine_config
-    if hasattr(original, "__wrapped__"):
-        return
 
     @wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:

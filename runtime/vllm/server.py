@@ -36,7 +36,7 @@ from nexus.runtime.vllm.options import (
     with_needed_type,
 )
 from nexus.runtime.vllm.trace import ServeTrace
-from nexus.runtime.vllm.unsupported import refuse_whole_prompts
+from nexus.runtime.vllm.unsupported import refuse_given, refuse_used, refuse_whole_prompts
 
 _MIDDLEWARE = "nexus.runtime.vllm.requests.RetryAfter"
 SCHEDULERS = "nexus.runtime.vllm.scheduling.scheduler"
@@ -148,17 +148,13 @@ def _arguments(
 
 
 def _plug_in(arguments: Any, plan: Plan, context: ServeContext, machine: Machine) -> None:
-    taken = [
-        name
-        for name in ("scheduler_cls", "additional_config")
-        if getattr(arguments, name, None) not in (None, {})
-    ]
-    if taken:
-        raise EngineError(f"--{taken[0].replace('_', '-')} cannot be combined with --table")
+    lane = ", ".join(lane_modes(plan))
+    if lane:
+        refuse_given(arguments, "lane", f"the plan's {lane}")
+    else:
+        refuse_given(arguments, "fused", "--table")
     if context.refuse_late is not None and not since(ERRORS_WITH_A_STATUS):
         raise EngineError(f"--refuse-late needs vLLM {ERRORS_WITH_A_STATUS} or later")
-    if arguments.enable_chunked_prefill is False:
-        raise EngineError("--no-enable-chunked-prefill cannot be combined with --table")
     most = max(mode.chunk for mode in plan.modes.values())
     if arguments.max_num_batched_tokens < most:
         raise EngineError(
@@ -169,7 +165,7 @@ def _plug_in(arguments: Any, plan: Plan, context: ServeContext, machine: Machine
     name = "PlannedScheduler" if synchronous else "PlannedAsyncScheduler"
     arguments.scheduler_cls = f"{SCHEDULERS}.{name}"
     arguments.additional_config = context
-    if lane_modes(plan):
+    if lane:
         plug_in_lane(arguments, plan, machine)
     else:
         plug_in_graphs(arguments, machine)
@@ -202,3 +198,5 @@ def check_config(config: Any, plan: Plan, force: bool) -> None:
     refuse_whole_prompts(config)
     if lane_modes(plan):
         refuse_unservable(config, plan)
+    else:
+        refuse_used(config, "fused")

@@ -27,21 +27,11 @@ def plug_in_graphs(arguments: argparse.Namespace, machine: Machine) -> None:
 
 
 def plug_in_lane(arguments: argparse.Namespace, plan: Plan, machine: Machine) -> None:
-    """Set connector and worker; raises EngineError for an option that is taken."""
+    """Set connector and worker."""
     from nexus.runtime.vllm.compat import KVTransferConfig
     from nexus.runtime.vllm.lane.connector import transfer_config
 
     modes = ", ".join(lane_modes(plan))
-    taken = {
-        "--kv-transfer-config": arguments.kv_transfer_config is not None,
-        "--worker-cls": arguments.worker_cls != "auto",
-        "--kv-offloading-size": getattr(arguments, "kv_offloading_size", None) is not None,
-        "--enable-sleep-mode": bool(getattr(arguments, "enable_sleep_mode", False)),
-        "--no-disable-hybrid-kv-cache-manager": arguments.disable_hybrid_kv_cache_manager is False,
-    }
-    for option, given in taken.items():
-        if given:
-            raise EngineError(f"{option} cannot be combined with the plan's {modes}")
     if machine.device == "cpu":
         log.warning("nexus: no partitions on a CPU; in %s prefill and decode take turns", modes)
     arguments.kv_transfer_config = KVTransferConfig(**transfer_config())

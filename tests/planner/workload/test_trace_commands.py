@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from nexus.commands.plan import Policy, plan
+from nexus.commands.plan import Policy, _of_one_replica, plan
 from nexus.commands.simulate import simulate
 from nexus.core.errors import UserError
 from nexus.core.plan import read_plan
+from nexus.planner.workload.requests import Lengths, Requests
 from nexus.profiles.schema import write_profile
 
 
@@ -55,3 +57,12 @@ def test_how_to_read_a_trace_needs_a_trace(profile):
         plan(profile, tokenizer="0.25")
     with pytest.raises(UserError, match="brings its own lengths"):
         plan(profile, trace=Path("none.csv"), input_tokens=5.0, output_tokens=5.0)
+
+
+def test_a_router_sends_one_of_several_replicas_every_so_manieth_request():
+    lengths = Lengths("test", np.arange(1, 9), np.full(8, 5))
+    requests = Requests(np.arange(8, dtype=np.float64), lengths)
+    one = _of_one_replica(requests, 4)
+    assert one.lengths.inputs.tolist() == [1, 5]
+    assert one.arrivals_s.tolist() == [0.0, 4.0]
+    assert one.per_s == requests.per_s / 4

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from nexus.core.machine import Engine, Machine, Model
 from nexus.core.plan import Axes, Mode, Plan, Prediction, Row, Workload, read_plan, write_plan
 from nexus.core.slo import Bounds
 
+ROOT = Path(__file__).resolve().parents[3]
 KV_CACHE_BYTES = 1 << 28
 TOKENS_PER_S = 1000.0  # at which a plan's prompts are computed
 
@@ -127,3 +129,16 @@ def lane_plan(make_plan: MakePlan, tmp_path: Path) -> Callable[[Sequence[Mode]],
         return path
 
     return make
+
+
+@pytest.fixture
+def plugin_path(tmp_path: Path) -> str:
+    """A ``PYTHONPATH`` on which vLLM finds the plugin as it does where Nexus is installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (group, entries), *_ = project["entry-points"].items()
+    info = tmp_path / "plugin" / "nexus_plugin-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nexus-plugin\nVersion: 0\n")
+    lines = [f"{name} = {value}" for name, value in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
+    return os.pathsep.join([str(info.parent), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -100,7 +100,11 @@ def test_engines_of_a_server_have_numbers_of_their_own(
             client.completions.create(model=str(tiny_model), prompt=prompts, max_tokens=8)
         with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
-    for name in ("vllm:generation_tokens_total", "nexus_mode_steps_total", "nexus_batch_scale"):
+    for name in (
+        "vllm:generation_tokens_total",
+        "nexus_mode_steps_total",
+        "nexus_batch_scale_ratio",
+    ):
         series = [line for line in lines if line.startswith(f"{name}{{")]
         engines = {re.findall('engine="(.)"', line)[0] for line in series}
         assert engines == {"0", "1"}, series

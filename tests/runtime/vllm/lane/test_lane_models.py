@@ -43,11 +43,13 @@ def generate(llm: Any, wanted: list[list[int]]) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("kind", SERVED)
 def test_same_tokens_as_stock_vllm(
-    open_engine: Any, lane_plan: Any, model_of_kind: Any, kind: str
+    open_engine: Any, make_plan: Any, lane_plan: Any, model_of_kind: Any, kind: str
 ) -> None:
     options = {"model": str(model_of_kind(kind)), "skip_tokenizer_init": True}
     with open_engine(**options) as llm:
         expected = generate(llm, prompts())
+    with open_engine(make_plan((96,)), **options) as llm:
+        assert generate(llm, prompts()) == expected
     with open_engine(lane_plan((OVERLAP, SPLIT)), lane=True, **options) as llm:
         assert generate(llm, prompts()) == expected
         assert generate(llm, prompts()) == expected  # with prefixes in the cache

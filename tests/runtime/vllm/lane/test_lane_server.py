@@ -1,8 +1,11 @@
 """``nexus serve`` with a plan that has lane modes: what it refuses, and what it shows."""
 
 import json
+import re
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from nexus.runtime.machine import config_hash, this_machine
 from nexus.runtime.server_process import Server
 from nexus.runtime.vllm.server import serve
 
+ROOT = Path(__file__).resolve().parents[4]
 OVERLAP = Mode("overlap", 256, prefill_sms=1)
 OPTIONS = (
     *("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024"),
@@ -83,7 +87,8 @@ def test_a_plan_of_something_else_is_refused_before_an_engine_starts(
 def server(tiny_model: Path, lane_plan: Any, tmp_path: Path) -> Iterator[Server]:
     table = lane_plan((OVERLAP,))
     trace = ("--trace", str(tmp_path / "trace.json"))
-    words = [str(tiny_model), "--table", str(table), "--force", *trace, *OPTIONS]
+    several = ("--api-server-count", "2")
+    words = [str(tiny_model), "--table", str(table), "--force", *several, *trace, *OPTIONS]
     with Server(words, tmp_path / "serve.log", start_s=240) as running:
         yield running
     events = json.loads((tmp_path / "trace.json").read_text())
@@ -106,6 +111,24 @@ def test_metrics_show_the_lane_at_work(server: Server) -> None:
     assert found["nexus_lane_failures_total"] == 0
     assert (found["nexus_lane_prompts"], found["nexus_lane_up"]) == (0, 1)
     assert found["nexus_realized_sms:decode"] > 0
+    assert_dashboard_finds_its_series(server)
     churned = run(server.port, model, Churn(60, 30.0, 0.3, 40, 400, 6))
     assert churned["nothing_lost"], churned
     assert churned["given_up"] > 5
+
+
+def assert_dashboard_finds_its_series(server: Server) -> None:
+    """Each metric and label that a query of the dashboard names is on the page."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+        page = answer.read().decode()
+    series: dict[str, str] = {}
+    for name, labels in re.findall(r"(?m)^([a-z_:]+){([^}]*)}", page):
+        series[name] = series.get(name, "") + labels
+    dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    for target in chain.from_iterable(panel["targets"] for panel in dashboard["panels"]):
+        names = re.findall(r"(?:nexus_|vllm:)\w+", target["expr"])
+        assert names, target
+        labels = re.findall(r"{{(\w+)}}", target["legendFormat"])
+        for name in names:
+            assert name in series
+            assert all(f'{label}="' in series[name] for label in [*labels, "model_name"]), name
