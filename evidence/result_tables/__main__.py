@@ -34,7 +34,8 @@ def committed() -> list[Path]:
 def tables(files: list[Path], plans: list[Path]) -> str:
     """The page of what ``files`` hold, beside what the simulator says."""
     cells = cells_of(files)
-    profiles = [read_profile(path) for path in sorted((ROOT / "profiles").rglob("*.yaml"))]
+    paths = [*(ROOT / "profiles").rglob("*.yaml"), *(RESULTS / "h200" / "vllm-0.26").glob("*.yaml")]
+    profiles = [read_profile(path) for path in sorted(paths)]
     predictor = Predictor(profiles, [read_plan(path) for path in plans])
     return document(cells, predictor.pairs(cells), SHOWN)
 

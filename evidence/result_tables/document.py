@@ -70,7 +70,7 @@ def _command(table: Table) -> str:
     bounds = ",".join(objective.name for objective in OBJECTIVES)
     words = [
         *("nexus", "bench", f"benchmarks/shapes/{table.model}", *_options(first.command)),
-        *("--profile", f"profiles/h200/{table.model}.yaml", "--systems", systems),
+        *("--profile", f"evidence/results/h200/vllm-0.26/{table.model}.yaml", "--systems", systems),
         *("--workloads", table.workload, "--bounds", bounds, *_plan_for(table)),
         *("--duration", f"{first.duration_s:g}", "--repeats", str(repeats)),
     ]

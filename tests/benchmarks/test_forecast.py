@@ -13,7 +13,7 @@ from nexus.core.plan import read_plan
 from nexus.profiles.schema import read_profile
 
 ROOT = Path(__file__).parents[2]
-PROFILE = ROOT / "profiles" / "h200" / "llama-3.1-8b.yaml"
+PROFILE = ROOT / "evidence" / "results" / "h200" / "vllm-0.26" / "llama-3.1-8b.yaml"
 RESULTS = ROOT / "evidence" / "results" / "h200"
 PLAN = RESULTS / "azure_conv-500-15.plan.yaml"
 

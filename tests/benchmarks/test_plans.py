@@ -11,7 +11,9 @@ from nexus.core.errors import UserError
 from nexus.core.plan import read_plan, write_plan
 from nexus.profiles.schema import read_profile
 
-PROFILE = Path(__file__).parents[2] / "profiles" / "h200" / "llama-3.1-8b.yaml"
+PROFILE = (
+    Path(__file__).parents[2] / "evidence" / "results" / "h200" / "vllm-0.26" / "llama-3.1-8b.yaml"
+)
 
 
 def test_each_kind_of_sharing_has_its_plan(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from nexus.profiles.schema import read_profile
 from nexus.tests.benchmarks.test_compare import CELLS, LOOSE, TIGHT, run
 
 ROOT = Path(__file__).parents[2]
-PROFILE = ROOT / "profiles" / "h200" / "llama-3.1-8b.yaml"
+PROFILE = ROOT / "evidence" / "results" / "h200" / "vllm-0.26" / "llama-3.1-8b.yaml"
 RESULTS = ROOT / "evidence" / "results" / "h200"
 PLAN = RESULTS / "azure_conv-500-15.plan.yaml"
 MEASURED = RESULTS / "llama-3.1-8b_nvidia-h200.jsonl"

@@ -10,14 +10,11 @@ from nexus.profiles.schema import KernelSample, Profile, read_profile
 from nexus.profiles.shipped import shipped_profiles
 
 SM_COUNTS, PARTITIONS, HELD_OUT = 16, 7, 4
-BEFORE_LONG_CONTEXTS = pytest.mark.xfail(
-    reason="measured with contexts of 1,024 tokens for the most part", strict=True
-)
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=BEFORE_LONG_CONTEXTS) for path in shipped_profiles()],
+    shipped_profiles(),
     ids=lambda path: path.stem,
 )
 def test_a_shipped_profile_is_whole(path: Path) -> None:
