@@ -138,7 +138,9 @@ def _panel(
         radius = 6 if outcome.name == default else 3
         canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=0 if shared else 170)
         if not shared:
-            canvas.text((x, y - 4 - 14 * (index % 3)), outcome.name, 90, font, anchor="mb")
+            canvas.text(
+                (x, y - 4 - 14 * ((index - len(SHARES)) % 3)), outcome.name, 90, font, anchor="mb"
+            )
 
 
 def main() -> None:
