@@ -186,7 +186,7 @@ def met(run: Run, objective: Objective) -> float:
         return run.attainment(objective.bounds)
     gaps = np.zeros(len(run.outputs))
     gaps[run.outputs > 1] = run.tpot_ms
-    good = (run.ttft_ms <= objective.ttft_ms) & (gaps <= objective.gap_ms)
+    good = run.in_time(objective.bounds) & (gaps <= objective.gap_ms)
     return float(good.mean())
 
 

@@ -24,8 +24,8 @@ from nexus.planner.workload.requests import Requests, longest_request
 from nexus.profiles.schema import read_profile
 
 ROOT = Path(__file__).parents[1]
-PROFILE = ROOT / "profiles" / "h200" / "llama-3.1-8b.yaml"
-PLANS = ROOT / "evidence" / "results" / "h200" / "plans"
+PROFILE = ROOT / "evidence" / "results" / "h200" / "vllm-0.26" / "llama-3.1-8b.yaml"
+PLANS = Path("plans")  # made as evidence/results/README.md says
 SECONDS = 600.0
 SHARES = (0.02, 0.05, 0.08, 0.1, 0.15, 0.3, 0.5)
 STOCK = (512, 1024, 2048, 8192)  # the last is vLLM's default

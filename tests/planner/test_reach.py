@@ -23,7 +23,8 @@ def profile() -> Profile:
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return read_plan(ROOT / "evidence/results/h200/plans/plan_1000-25_azure_conv.yaml")
+    plan = read_plan(ROOT / "evidence/results/h200/azure_conv-500-15.plan.yaml")
+    return replace(plan, bounds=Bounds(1000, 25))
 
 
 def test_a_prompt_that_takes_longer_than_the_bound_alone_is_named(
