@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from nexus.core.slo import Bounds
+
 
 @dataclass(slots=True)
 class Prefix:
@@ -23,7 +25,8 @@ class Sequence:
 
     ``remaining`` tokens are to be computed before its next one; ``cached`` are those that it
     finds in the prefix cache, and ``computed`` counts them from when it runs. ``reply_s``: what lies between the ends of its steps and its client. ``late``: gaps beyond
-    the bound on TBT.
+    the bound on TBT. ``is_counted``: among those that an ``EarlyStop`` counts as late.
+    ``refused``: it came when the queue was full, and is never served.
     """
 
     index: int
@@ -41,17 +44,23 @@ class Sequence:
     preempted: bool = False
     waits: bool = False
     late: int = 0
+    is_counted: bool = False
+    refused: bool = False
     reply_s: float = 0.0
     spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyStop:
-    """When to give up: more than ``most`` requests, from number ``since`` on, wait too long."""
+    """When to give up: more than ``most`` requests, from number ``since`` on, break ``bounds``."""
 
-    ttft_s: float
+    bounds: Bounds
     since: int
     most: int
+
+    def is_too_late(self, sequence: Sequence, now_s: float) -> bool:
+        """Whether its first token would come too late now."""
+        return 1e3 * (now_s - sequence.arrival_s) > self.bounds.ttft_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nexus.core.machine import Engine
 from nexus.core.plan import Mode, Shares, percent_for
+from nexus.core.slo import Bounds
 from nexus.planner.latency.model import LatencyModel, fit_model
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.simulator.pair import HANDOVER, SimPair
@@ -121,8 +122,13 @@ def test_an_early_stop_ends_a_hopeless_run(model):
     times, limits = StepTimes(model), Engine(8192, 64, 16, 800_000)
     requests = requests_of(*((0.001 * i, 3000, 10) for i in range(50)))
     system = System("", SPLIT, shares=shares(SPLIT))
-    assert simulate_while(times, limits, requests, system, EarlyStop(0.5, 0, 5)) is None
-    assert simulate_while(times, limits, requests, system, EarlyStop(60.0, 0, 5)) is not None
+    assert (
+        simulate_while(times, limits, requests, system, EarlyStop(Bounds(500.0, 1e9), 0, 5)) is None
+    )
+    assert (
+        simulate_while(times, limits, requests, system, EarlyStop(Bounds(6e4, 1e9), 0, 5))
+        is not None
+    )
 
 
 def test_a_full_prefill_engine_waits_for_the_other(model):
