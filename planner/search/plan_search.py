@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 
 import numpy as np
 
@@ -114,12 +115,26 @@ class PlanSearch:
         seen = [best]
         for system in field:
             floor = max(beat, close * best.per_s)
-            if system is first or not (floor and self.evaluator.sustains(system, floor)):
+            if system is first or self._computes_per_s(system) < floor:
+                continue
+            if not floor or not self.evaluator.sustains(system, floor):
                 continue
             seen.append(self.evaluate(system, max(best.per_s, floor), floor))
             best = max(best, seen[-1], key=lambda one: one.per_s)
         seen.sort(key=lambda one: -one.per_s)
         return [one for one in seen if one.per_s >= min(close, 1.0) * best.per_s]
+
+    def _computes_per_s(self, system: System) -> float:
+        """At most as many prompts a second as one mode computes, and a burst's more."""
+        if system.mode is None or system.mode not in self._prompts_per_s:
+            return inf
+        return _BEYOND_FLUID * self._prompts_per_s[system.mode]
+
+    @cached_property
+    def _prompts_per_s(self) -> dict[Mode, float]:
+        """Mean prompts that each mode computes in a second, beside as many decodes as suit it."""
+        fastest = self.problem.traffic(self.modes).up.max(axis=1)
+        return dict(zip(self.modes, fastest[:-1].tolist(), strict=True))
 
     def _leader(self, field: list[System], rate: float, beat: float) -> tuple[System | None, float]:
         """One that sustains a high rate, and that rate (0 if unknown): those before it do not.

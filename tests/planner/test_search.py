@@ -125,9 +125,9 @@ def test_bursts_that_nothing_can_meet_get_a_rate_and_a_reason(exact_cpu_profile)
 
 
 def test_prompts_that_are_late_alone_are_said_to_be(exact_cpu_profile):
-    inputs = np.where(np.arange(300) % 10 < 7, 200, 2400)  # the long ones take 9 s alone
-    lengths = Lengths("two", inputs, np.full(300, 5))
-    plan = make_plan(exact_cpu_profile, Bounds(5000.0, 5000.0), lengths)
+    inputs = np.where(np.arange(220) % 10 < 7, 200, 2400)  # the long ones take 9 s alone
+    requests = poisson(Lengths("two", inputs, np.full(220, 5)), 220)
+    plan = make_plan(exact_cpu_profile, Bounds(5000.0, 5000.0), requests)
     said = plan.prediction
     assert said.too_long_share == pytest.approx(0.3, abs=0.02)
     assert said.longest_prompt_tokens == 200
