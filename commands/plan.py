@@ -18,7 +18,7 @@ from nexus.commands.options import (
 )
 from nexus.core.errors import UserError
 from nexus.core.io.outputs import check_writable, write_atomically
-from nexus.core.io.terminal import command_line, err, now
+from nexus.core.io.terminal import command_line, now, progress
 from nexus.core.plan import Workload, write_plan
 from nexus.core.slo import Bounds
 from nexus.planner.workload.requests import Lengths, Requests, lengths_of
@@ -94,6 +94,7 @@ def plan(
     check: Annotated[bool, typer.Option("--check", help="Print the model's errors, no plan.")] = (
         False
     ),
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Turn a profile into the table that serves best under the bounds. Needs no GPU.
 
@@ -127,9 +128,9 @@ def plan(
     if partitioner is PartitionerOption.mps:
         if export is not None or policy is not Policy.nexus:
             raise UserError("--partitioner mps has one static share: no --export, no --policy")
-        _plan_static(measured, bounds, workload, rate, output)
+        _plan_static(measured, bounds, workload, rate, output, quiet=quiet)
         return
-    with err.status("planning"):
+    with progress(quiet=quiet) as tell:
         made = make_plan(
             measured,
             bounds,
@@ -139,6 +140,7 @@ def plan(
             rate=rate,
             command=command_line(),
             created=now(),
+            tell=tell,
         )
     if export is not None:
         write_atomically(target, export_pdmux(made))
@@ -156,11 +158,14 @@ def _plan_static(
     workload: Workload | Lengths | Requests,
     rate: float | None,
     output: Path,
+    *,
+    quiet: bool,
 ) -> None:
     from nexus.planner.report.verdict import describe
     from nexus.planner.search.static import make_static_plan
 
-    with err.status("planning"):
+    with progress(quiet=quiet) as tell:
+        tell("static shares", 0.0)
         made = make_static_plan(
             measured,
             bounds,

@@ -147,6 +147,12 @@ class Prediction:
     (``best_fixed``). ``limit_per_s`` is the fluid program's bound on any plan of these modes.
     Times are simulated at ``rate_per_s``: the mean TTFT and gap, and their percentiles.
     ``dynamic_capacity_per_s`` is that of the dynamic plan, where the plan is a static share.
+
+    ``baseline`` is ``vllm-`` and its token budget, with ``-queue-`` and its
+    ``--max-num-queued-tokens`` if it has one. Where fewer can be on time at any rate,
+    ``attainable_share`` of the requests are under a light load, and capacities are rates at which
+    90 % of those are. ``too_long_share`` of the prompts are late alone on an idle server, those
+    of more than ``longest_prompt_tokens``.
     """
 
     capacity_per_s: Quantity
@@ -163,6 +169,9 @@ class Prediction:
     tbt_p95_ms: Quantity = 0.0
     tbt_p99_ms: Annotated[Quantity, Field(exclude_if=lambda ms: ms == 0.0)] = 0.0
     dynamic_capacity_per_s: Annotated[Quantity, Field(exclude_if=lambda rate: rate == 0.0)] = 0.0
+    attainable_share: Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == 1)] = 1.0
+    too_long_share: Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == 0)] = 0.0
+    longest_prompt_tokens: Annotated[Count, Field(exclude_if=lambda tokens: tokens == 0)] = 0
 
 
 Percent = Annotated[int, Field(ge=1, le=100)]

@@ -36,10 +36,17 @@ class TbtController:
     def of(cls, plan: Plan, longest: int) -> "TbtController":
         """For a plan's bound; modes that are late wherever its table names them stay so.
 
-        And so does the longest batch, if the plan has none as long.
+        Where a plan is one mode for all loads it is full batches that tell: a short prompt's is
+        within many a bound. And so does the longest batch, if the plan has none as long.
         """
-        bound_ms = plan.bounds.tbt_ms
-        fitting = {row.mode for row in plan.rows if row.decode_batch and row.tbt_ms <= bound_ms}
+        bound_ms, one = plan.bounds.tbt_ms, len(plan.modes) == 1
+        fitting = {
+            row.mode
+            for row in plan.rows
+            if row.decode_batch and row.tbt_ms <= bound_ms
+            if not one
+            or row.prefill_backlog >= plan.modes[row.mode].prompt_tokens(row.decode_batch)
+        }
         late = {mode for name, mode in plan.modes.items() if name not in fitting}
         late |= {Mode(mode="fused", chunk=longest)} - set(plan.modes.values())
         return cls(bound_ms, longest, frozenset(late))

@@ -11,7 +11,7 @@ from nexus.core.slo import GOOD_REQUESTS
 from nexus.planner.latency.frontier import pareto
 from nexus.planner.report.replay import plan_system
 from nexus.planner.search.plan_search import PlanSearch
-from nexus.planner.simulator.simulate import System, stock_system
+from nexus.planner.simulator.simulate import stock_named
 from nexus.profiles.schema import Profile, Sample
 
 INK = ("#111111", "#0072B2", "#D55E00", "#7A7A7A", "#009E73", "#B45CA0")
@@ -168,7 +168,9 @@ def attainment_figure(plan_search: PlanSearch, plan: Plan) -> go.Figure:
     if said.best_fixed.startswith(("fused", "split", "overlap")):
         mode = next(mode for mode in plan_search.modes if mode.name == said.best_fixed)
         systems.append((f"{mode.name} always", plan_search.always(mode)))
-    systems.append((f"stock vLLM, {said.baseline.removeprefix('vllm-')}", _stock(said.baseline)))
+    systems.append(
+        (f"stock vLLM, {said.baseline.removeprefix('vllm-')}", stock_named(said.baseline))
+    )
     figure = go.Figure()
     for index, (name, system) in enumerate(systems):
         shares = [100 * plan_search.evaluator.attainment(system, rate) for rate in rates]
@@ -187,10 +189,6 @@ def attainment_figure(plan_search: PlanSearch, plan: Plan) -> go.Figure:
     figure.update_yaxes(title_text="% of requests within both bounds", range=[0, 103])
     figure.update_layout(height=420)
     return figure
-
-
-def _stock(baseline: str) -> System:
-    return stock_system(int(baseline.removeprefix("vllm-")))
 
 
 def mode_label(mode: Mode) -> str:

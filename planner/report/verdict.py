@@ -6,6 +6,7 @@ from nexus.planner.workload.requests import Lengths, Requests, lengths_of
 from nexus.profiles.schema import Profile
 
 _WORTH_SAYING = 0.02
+_FEW = 0.005
 _LIMITS = {
     "TBT": "the TBT bound is what limits it",
     "TTFT": "the TTFT bound is what limits it",
@@ -44,30 +45,51 @@ def _rates(plan: Plan) -> str:
     )
     if said.capacity_per_s == 0.0:
         return (
-            f"{served} no rate at which 90 % of the requests meet both, in simulation: "
-            f"loosen the bounds or expect misses."
+            f"{served} no rate at which enough of the requests meet both, in simulation: "
+            f"loosen the bounds or expect misses.{_not_on_time(said)}"
         )
     return (
         f"{served} {said.capacity_per_s:.3g} requests/s in simulation, {_against(plan)}; "
-        f"{_LIMITS.get(said.binding, said.binding)}."
+        f"{_LIMITS.get(said.binding, said.binding)}.{_not_on_time(said)}"
     )
+
+
+def _not_on_time(said: Prediction) -> str:
+    """Which requests cannot be on time, and why."""
+    long = (
+        f"{said.too_long_share:.1%} of the prompts, those of more than "
+        f"{said.longest_prompt_tokens:,} tokens, are late alone on an idle server"
+    )
+    if said.attainable_share < 1.0:
+        rest = 1.0 - said.attainable_share - said.too_long_share
+        why = [long] * (said.too_long_share > 0)
+        if rest > _WORTH_SAYING:
+            why.append(f"{rest:.0%} come together with others, or decode beside their prompts")
+        return (
+            f" {1.0 - said.attainable_share:.0%} of the requests are not on time under the "
+            f"lightest load: {' and '.join(why)}; the rates are those at which 90 % of the others "
+            "are."
+        )
+    return f" Of the requests {long}." if said.too_long_share > _FEW else ""
 
 
 def _against(plan: Plan) -> str:
     said = plan.prediction
-    stock = f"stock vLLM ({_chunk_of(said.baseline)})"
+    stock = f"the best stock vLLM ({_flags_of(said.baseline)})"
     if said.baseline_capacity_per_s == 0.0:
         return f"and {stock} cannot hold these bounds at any rate"
     gain = said.capacity_per_s / said.baseline_capacity_per_s - 1.0
     if gain > _WORTH_SAYING:
         return f"{gain:+.0%} over {said.baseline_capacity_per_s:.3g} of {stock}"
-    if plan.shares is not None and gain < -_WORTH_SAYING:
+    if gain < -_WORTH_SAYING:
         return f"{gain:+.0%} against {said.baseline_capacity_per_s:.3g} of {stock}"
     return f"no more than {stock} does"
 
 
-def _chunk_of(baseline: str) -> str:
-    return f"--max-num-batched-tokens {baseline.removeprefix('vllm-')}"
+def _flags_of(baseline: str) -> str:
+    budget, _, queued = baseline.removeprefix("vllm-").partition("-queue-")
+    bound = f" --max-num-queued-tokens {queued}" if queued else ""
+    return f"--max-num-batched-tokens {budget}{bound}"
 
 
 def _sharing(plan: Plan, profile: Profile) -> str:

@@ -107,18 +107,33 @@ def choose_rows(
     problem: Problem, modes: list[Mode], axes: Axes, capacity: Capacity, rule: Rule
 ) -> tuple[Row, ...]:
     """The table: each state's mode and what it gives there."""
+    return choose_tables(problem, modes, axes, capacity, [rule])[0]
+
+
+def choose_tables(
+    problem: Problem, modes: list[Mode], axes: Axes, capacity: Capacity, rules: list[Rule]
+) -> list[tuple[Row, ...]]:
+    """One table a rule, without those that came before."""
     states = axes.states()
     ahead = with_backlog(states, axes)
-    judged = problem.outcomes(modes, ahead)
-    chosen = choose(problem, modes, judged, States.of(ahead), capacity, rule)
-    return rows_of(problem, modes, states, chosen)
+    judged, outcomes = problem.outcomes(modes, ahead), problem.outcomes(modes, states)
+    choices = [
+        choose(problem, modes, judged, States.of(ahead), capacity, rule).tobytes() for rule in rules
+    ]
+    distinct = [np.frombuffer(each, dtype=np.int64) for each in dict.fromkeys(choices)]
+    return [_rows(modes, outcomes, states, chosen) for chosen in distinct]
 
 
 def rows_of(
     problem: Problem, modes: list[Mode], states: list[State], chosen: Ints
 ) -> tuple[Row, ...]:
     """Rows that name the ``chosen`` modes (indices, one a state), with their predictions."""
-    outcomes = problem.outcomes(modes, states)
+    return _rows(modes, problem.outcomes(modes, states), states, chosen)
+
+
+def _rows(
+    modes: list[Mode], outcomes: Outcomes, states: list[State], chosen: Ints
+) -> tuple[Row, ...]:
     return tuple(
         Row(
             decode_batch=batch,

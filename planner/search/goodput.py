@@ -1,6 +1,7 @@
 """The highest rate at which a server meets its bounds, found by simulation."""
 
 from dataclasses import dataclass
+from math import inf
 
 from nexus.core.machine import Engine
 from nexus.core.slo import GOOD_REQUESTS, Bounds
@@ -10,19 +11,25 @@ from nexus.planner.simulator.simulate import Run, System, simulate, simulate_whi
 from nexus.planner.workload.requests import Requests
 
 USUAL_LOAD = 0.8  # of what is sustained: where times are predicted unless a rate is given
-_HALVINGS = 5
-_FIRST_GUESS = 0.8
 _WARM_UP = 0.2
+_FIRST_STEP = 0.02  # from a guess that is good, as it is another system's answer
+_LEAST = 0.02  # of a guess: a system that does not sustain that sustains nothing
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The conditions under which systems are compared: the same requests, the same machine."""
+    """The conditions under which systems are compared: the same requests, the same machine.
+
+    A rate is sustained where the share ``goal`` of the requests meets the bounds. Rates are
+    found to within ``tolerance``, a share of them.
+    """
 
     times: StepTimes
     limits: Engine
     bounds: Bounds
     requests: Requests
+    goal: float = GOOD_REQUESTS
+    tolerance: float = 0.02
 
     def evaluate(self, system: System, per_s: float, record: bool = False) -> Run:
         """Serve the requests at ``per_s``."""
@@ -44,19 +51,44 @@ class Evaluator:
         """Whether enough requests meet both bounds at ``per_s``."""
         requests = self.requests.at_rate(per_s)
         judged = len(requests.arrivals_s) - self._warm_up
-        most = int((1.0 - GOOD_REQUESTS) * judged)
-        early_stop = EarlyStop(self.bounds, self._warm_up, most)
+        early_stop = EarlyStop(self.bounds, self._warm_up, int((1.0 - self.goal) * judged))
         run = simulate_while(self.times, self.limits, requests, system, early_stop)
-        return run is not None and run.good(self.bounds)[self._warm_up :].mean() >= GOOD_REQUESTS
+        return run is not None and run.good(self.bounds)[self._warm_up :].mean() >= self.goal
 
-    def goodput(self, system: System, at_least: float, at_most: float) -> float:
-        """The highest sustained rate between the two, by bisection.
+    def goodput(
+        self, system: System, guess: float, at_least: float = 0.0, at_most: float = inf
+    ) -> float:
+        """The highest sustained rate, found from ``guess`` on in growing steps and then halves.
 
-        ``at_least`` is taken as sustained; it is the answer when no rate tried above it is.
+        ``at_least`` is taken as sustained; it is the answer when no rate tried above it is. Rates
+        above ``at_most`` are not tried: few requests at once can all be on time.
         """
-        low, high = at_least, at_most
-        for step in range(_HALVINGS):
-            # Most systems sustain most of what they can, and slow rates take longest to try.
-            middle = low + (high - low) * (_FIRST_GUESS if step == 0 else 0.5)
+        guess = max(min(guess, at_most), at_least)
+        if guess == at_least or self.sustains(system, guess):
+            low, high = self._upwards(system, guess, at_most)
+        else:
+            low, high = self._downwards(system, guess, at_least)
+        while low and high > (1.0 + self.tolerance) * low:
+            middle = (low + high) / 2.0
             low, high = (middle, high) if self.sustains(system, middle) else (low, middle)
         return low
+
+    def _upwards(self, system: System, low: float, at_most: float) -> tuple[float, float]:
+        """The last of growing rates that is sustained, as ``low`` is, and the first that is not."""
+        step = _FIRST_STEP
+        while low < at_most:
+            high = min(low * (1.0 + step), at_most)
+            if not self.sustains(system, high):
+                return low, high
+            low, step = high, 2.0 * step
+        return low, low
+
+    def _downwards(self, system: System, high: float, at_least: float) -> tuple[float, float]:
+        """The first of falling rates that is sustained, or 0, and the last that is not."""
+        step, least = _FIRST_STEP, max(at_least, _LEAST * high)
+        while high > least:
+            low = max(high * (1.0 - step), at_least)
+            if low == at_least or self.sustains(system, low):
+                return low, high
+            high, step = low, min(2.0 * step, 0.5)
+        return 0.0, high

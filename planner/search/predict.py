@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from nexus.core.arrays import Bools
 from nexus.core.plan import Prediction
-from nexus.core.slo import Bounds
+from nexus.core.slo import GOOD_REQUESTS, Bounds
 from nexus.planner.search.capacity import most_sequences
 from nexus.planner.search.goodput import USUAL_LOAD
 from nexus.planner.search.plan_search import Evaluation, PlanSearch
@@ -28,6 +29,8 @@ def predict(
     sustained = best.per_s or plan_search.limit.per_s
     at = max(USUAL_LOAD * sustained if rate is None else rate, 1e-6)
     run = plan_search.evaluator.evaluate(best.system, at)
+    too_long = _late_alone(plan_search)
+    on_time = plan_search.evaluator.requests.lengths.inputs[~too_long]
     gaps = 1e3 * run.gaps_s if run.gaps_s.size else np.zeros(1)
     return Prediction(
         capacity_per_s=round(best.per_s, 4),
@@ -43,7 +46,26 @@ def predict(
         ttft_p95_ms=round(float(np.quantile(run.ttft_ms, 0.95)), 2),
         tbt_p95_ms=round(float(np.quantile(gaps, 0.95)), 3),
         tbt_p99_ms=round(float(np.quantile(gaps, 0.99)), 3),
+        attainable_share=round(min(plan_search.evaluator.goal / GOOD_REQUESTS, 1.0), 4),
+        too_long_share=round(float(too_long.mean()), 4),
+        longest_prompt_tokens=int(on_time.max(initial=0)) if too_long.any() else 0,
     )
+
+
+def _late_alone(plan_search: PlanSearch) -> Bools:
+    """Which requests, of shape (n,), have their first token too late on an idle server."""
+    evaluator, most = plan_search.evaluator, plan_search.problem.engine.max_num_batched_tokens
+    lengths, times = evaluator.requests.lengths, evaluator.times
+    serving, step_ms = times.serving, times.step_ms
+    around_ms = serving.intake_ms + serving.reply_ms
+
+    def alone_ms(prompt: int, cached: int) -> float:
+        starts = range(cached, prompt, most)
+        return sum(step_ms(min(most, prompt - start), start, 0, 0.0) for start in starts)
+
+    rows = zip(lengths.inputs.tolist(), lengths.cached.tolist(), strict=True)
+    ms = np.array([alone_ms(*row) for row in rows]) * serving.sustained + around_ms
+    return np.asarray(ms > evaluator.bounds.ttft_ms)
 
 
 def binding_limit(plan_search: PlanSearch, best: Evaluation) -> str:

@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from nexus.core.errors import InfeasibleError, UserError
 from nexus.core.io.documents import Provenance
 from nexus.core.machine import Model
-from nexus.core.plan import Mode, Plan, Shares, Workload, percent_for
+from nexus.core.plan import Axes, Mode, Plan, Row, Shares, Workload, percent_for
 from nexus.core.slo import Bounds
+from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.search.goodput import USUAL_LOAD
 from nexus.planner.search.plan_search import Evaluation, PlanSearch
 from nexus.planner.search.predict import predict
+from nexus.planner.search.problem import Problem
 from nexus.planner.search.solve import make_plan, make_plan_search
-from nexus.planner.search.static_table import static_table
 from nexus.planner.simulator.simulate import System
 from nexus.planner.workload.requests import Lengths, Requests
 from nexus.profiles.schema import Profile
@@ -125,19 +126,9 @@ def _best(plan_search: PlanSearch, profile: Profile) -> Evaluation:
     first where they were not measured under MPS: an overlap of green contexts has stream
     priorities, which two processes lack.
     """
-    evaluated: list[Evaluation] = []
-    best: Evaluation | None = None
-    for mode in plan_search.shared:
-        system = static_system(mode, shares_of(mode, profile))
-        beatable = best is None or best.good < 1.0
-        if best and not beatable and not plan_search.evaluator.sustains(system, _SAME * best.per_s):
-            continue
-        evaluated.append(plan_search.evaluate(system))
-        if best is None or plan_search.better(evaluated[-1], best):
-            best = evaluated[-1]
-    assert best is not None
-    rate = max(USUAL_LOAD * best.per_s, 1e-6)
-    close = [each for each in evaluated if not plan_search.better(best, each, 1 / _SAME)]
+    systems = [static_system(mode, shares_of(mode, profile)) for mode in plan_search.shared]
+    close = plan_search.race(systems, close=_SAME)
+    rate = max(USUAL_LOAD * close[0].per_s, 1e-6)
 
     def cost(each: Evaluation) -> tuple[bool, float]:
         mode = each.system.mode
@@ -151,9 +142,45 @@ def _plan(plan_search: PlanSearch, best: Evaluation, rate: float | None) -> Plan
     mode, shares = best.system.mode, best.system.shares
     assert mode is not None
     alone = PlanSearch(plan_search.draft, plan_search.evaluator, [], [mode])
-    axes, rows = static_table(
+    axes, rows = _static_table(
         plan_search.problem, plan_search.evaluator.times, mode, alone.limit.typical_level
     )
     plan = replace(plan_search.draft, axes=axes).plan([mode], rows, "fixed", shares)
     said = predict(alone, best, plan_search.best_stock(), best, rate)
     return replace(plan, prediction=replace(said, best_fixed="", best_fixed_capacity_per_s=0.0))
+
+
+def _static_table(
+    problem: Problem, times: StepTimes, mode: Mode, level: float
+) -> tuple[Axes, tuple[Row, ...]]:
+    """One mode with what it gives at the usual load, in four states: each phase idle or not, decode with ``level`` sequences of usual length.
+
+    A phase whose neighbour is idle still has its own SMs only.
+    """
+    lengths, lane = problem.lengths, times.lane(mode)
+    batch = min(max(1, round(level)), problem.engine.max_num_seqs)
+    kv = max(1, round(batch * lengths.decode_context))
+    before = lengths.prompt_position - mode.chunk / 2
+    alone_ms = lane.decode_alone(0, 0.0, batch, kv)
+    beside_ms = max(alone_ms, lane.decode(mode.chunk, before, batch, kv))
+    prompt_ms = lane.prefill(mode.chunk, before, batch, kv)
+    prompt_alone_ms = min(prompt_ms, lane.prefill_alone(mode.chunk, before, 0, 0.0))
+    axes = Axes(decode_batch=(0, batch), kv_tokens=(kv,), prefill_backlog=(0, mode.chunk))
+    shown = {
+        (0, 0): (0.0, 0.0),
+        (0, mode.chunk): (0.0, prompt_alone_ms),
+        (batch, 0): (alone_ms, 0.0),
+        (batch, mode.chunk): (beside_ms, prompt_ms),
+    }
+    rows = tuple(
+        Row(
+            decode_batch=decodes,
+            kv_tokens=kv,
+            prefill_backlog=backlog,
+            mode=mode.name,
+            tbt_ms=round(tbt_ms, 3),
+            prefill_tokens_per_s=round(1e3 * mode.chunk / pass_ms, 1) if pass_ms else 0.0,
+        )
+        for (decodes, backlog), (tbt_ms, pass_ms) in shown.items()
+    )
+    return axes, rows

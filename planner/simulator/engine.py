@@ -12,6 +12,7 @@ from nexus.core.machine import Engine
 from nexus.core.plan import Mode
 from nexus.core.policy import State
 from nexus.core.ranking import PrefillRanker, Rank
+from nexus.core.slo import LATE_GAPS
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.simulator.prefix_cache import PrefixCache
 from nexus.planner.simulator.queue import SimQueue
@@ -36,12 +37,17 @@ class SimEngine:
         record: bool = False,
         early_stop: EarlyStop | None = None,
         cache: PrefixCache | None = None,
+        max_queued_tokens: int | None = None,
     ) -> None:
         """``stock``: decodes count towards the chunk, as in vLLM's own token budget.
 
-        With a ``cache`` every sequence has a prefix.
+        With a ``cache`` every sequence has a prefix. Who comes while prompts of
+        ``max_queued_tokens`` have no first token yet is refused, as with vLLM's
+        ``--max-num-queued-tokens``.
         """
-        self.early_stop, self._too_late = early_stop, 0
+        self._max_queued_tokens, self._queued_tokens = max_queued_tokens, 0
+        self.early_stop, self._too_late, self._old = early_stop, 0, 0
+        self._late_steps = [0]  # among the steps up to each one's end; as many as were looked at
         self.times, self.limits = times, limits
         self._serving = times.serving.as_stock if stock else times.serving
         self.stock = stock
@@ -66,8 +72,14 @@ class SimEngine:
 
     def _admit(self, until_s: float) -> None:
         while self._next < len(self._coming) and self._coming[self._next].arrival_s <= until_s:
-            self._push(self._coming[self._next])
+            sequence = self._coming[self._next]
             self._next += 1
+            most = self._max_queued_tokens
+            if most is not None and self._queued_tokens >= most:
+                sequence.refused = True
+                continue
+            self._queued_tokens += sequence.prompt
+            self._push(sequence)
 
     def _push(self, sequence: Sequence) -> None:
         if self._cache is not None:
@@ -189,15 +201,19 @@ class SimEngine:
         for sequence in self._finishing.pop(step, ()):
             if sequence.decoding and sequence.spans[-1][1] == step:
                 self._leave(sequence)
+                if self.early_stop is not None:
+                    late = self._has_late_gaps(sequence, self.early_stop.bounds.tbt_ms / 1e3)
+                    self._count_late(sequence, late)
         for sequence in new:
             self._join(sequence, first_step=step)
 
     def _join(self, sequence: Sequence, first_step: int) -> None:
         """Decode so that the end of ``first_step`` gives the sequence's next token."""
         self._in_flight -= 1
-        early_stop = self.early_stop
-        if early_stop is not None and not sequence.spans:
-            self._too_late += early_stop.is_too_late(sequence, self.now)
+        if not sequence.spans:
+            self._queued_tokens -= sequence.prompt
+            if self.early_stop is not None:
+                self._count_late(sequence, self.early_stop.is_too_late(sequence, self.now))
         last_step = first_step + sequence.output - sequence.emitted - 1
         sequence.spans.append((first_step, last_step))
         sequence.joined = self._launched
@@ -213,6 +229,35 @@ class SimEngine:
         self._finishing.setdefault(last_step, []).append(sequence)
         start = float(sequence.joined - sequence.computed)
         heappush(self._longest, (start, sequence.index, sequence))
+
+    def _too_many_late(self, early_stop: EarlyStop) -> bool:
+        """Whether more are late for certain than may be, those without a first token too."""
+        coming = self._coming
+        while self._old < self._next:
+            sequence = coming[self._old]
+            if not sequence.spans:
+                late = sequence.refused or early_stop.is_too_late(sequence, self.now)
+                if not late and sequence.index >= early_stop.since:
+                    break
+                self._count_late(sequence, late)
+            self._old += 1
+        return self._too_late > early_stop.most
+
+    def _count_late(self, sequence: Sequence, late: bool) -> None:
+        """Each one once, from those on that count."""
+        assert self.early_stop is not None
+        if late and not sequence.is_counted and sequence.index >= self.early_stop.since:
+            sequence.is_counted = True
+            self._too_late += 1
+
+    def _has_late_gaps(self, sequence: Sequence, tbt_s: float) -> bool:
+        """Whether more gaps of one that ends were late than may be, in the steps that were seen."""
+        ends, late = self.step_ends, self._late_steps
+        for step in range(len(late), len(ends)):
+            late.append(late[-1] + (ends[step] - ends[step - 1] > tbt_s))
+        seen = len(late) - 1
+        gaps = sum(late[min(last, seen)] - late[min(first, seen)] for first, last in sequence.spans)
+        return gaps > LATE_GAPS * max(sequence.output - 1, 0)
 
     def _reply_s(self, tokens: int) -> float:
         """What the front end takes, going in and, with so many ``tokens``, out.

@@ -26,7 +26,8 @@ class Sequence:
 
     ``remaining`` tokens are to be computed before its next one; ``cached`` are those that it
     finds in the prefix cache, and ``computed`` counts them from when it runs. ``reply_s``: what lies between the ends of its steps and its client. ``late``: gaps beyond
-    the bound on TBT.
+    the bound on TBT. ``is_counted``: among those that an ``EarlyStop`` counts as late.
+    ``refused``: it came when the queue was full, and is never served.
     """
 
     index: int
@@ -44,22 +45,24 @@ class Sequence:
     preempted: bool = False
     waits: bool = False
     late: int = 0
+    is_counted: bool = False
+    refused: bool = False
     reply_s: float = 0.0
     spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyStop:
-    """When to give up: more than ``most`` requests, from number ``since`` on, wait too long."""
+    """When to give up: more than ``most`` requests, from number ``since`` on, break ``bounds``."""
 
     bounds: Bounds
     since: int
     most: int
 
     def is_too_late(self, sequence: Sequence, now_s: float) -> bool:
-        """Whether its first token, now, is one that counts and comes too late."""
+        """Whether its first token would come too late now."""
         bound_ms = self.bounds.ttft_ms_for(sequence.prompt - sequence.cached)
-        return sequence.index >= self.since and 1e3 * (now_s - sequence.arrival_s) > bound_ms
+        return 1e3 * (now_s - sequence.arrival_s) > bound_ms
 
 
 @dataclass(frozen=True, slots=True)

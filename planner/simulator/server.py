@@ -52,6 +52,7 @@ class SimServer(SimEngine):
         record: bool = False,
         early_stop: EarlyStop | None = None,
         cache: PrefixCache | None = None,
+        max_queued_tokens: int | None = None,
     ) -> None:
         """As SimEngine; ``plan`` says which chunk runs beside the lane.
 
@@ -65,6 +66,7 @@ class SimServer(SimEngine):
             record=record,
             early_stop=early_stop,
             cache=cache,
+            max_queued_tokens=max_queued_tokens,
         )
         self.choose, self._controller = choose, controller
         self._lane = SimLane(times, padded=self._serving.pads)
@@ -78,14 +80,14 @@ class SimServer(SimEngine):
         """Serve them all; False when ``early_stop`` ended it before."""
         self._coming, self._next = sequences, 0
         while self._next < len(sequences) or self._busy() or self._flight.steps:
-            if self.early_stop is not None and self._too_late > self.early_stop.most:
+            if self.early_stop is not None and self._too_many_late(self.early_stop):
                 return False
             self._admit(self.now)
             if self._busy():
                 self._turn()
             elif self._flight.steps:
                 self._see()
-            else:
+            elif self._next < len(sequences):
                 self.now = max(self.now, sequences[self._next].arrival_s)
         return True
 

@@ -5,6 +5,7 @@ Step times come from the profile's model, decisions from the policy that serves.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class System:
 
     ``mode`` is a fixed one, whose prompts are late by ``bounds``; without it, ``plan`` decides. ``stock``: the chunk is vLLM's token budget, decodes included. ``shares``: two stock engines under MPS, capped to the
     ``mode``'s SMs. ``max_num_seqs``: a limit below the engine's own, in sequences.
+    ``max_queued_tokens``: of prompts without a first token, from which on requests are refused.
     """
 
     name: str
@@ -41,6 +43,7 @@ class System:
     stock: bool = False
     shares: Shares | None = None
     max_num_seqs: int | None = None
+    max_queued_tokens: int | None = None
 
     def ranker(self) -> PrefillRanker:
         """Where its prompts stand in ranker."""
@@ -71,20 +74,36 @@ class System:
         return choose, policy.controller
 
 
-def stock_system(chunk: int) -> System:
-    """Stock vLLM with ``--max-num-batched-tokens chunk``.
+def stock_system(chunk: int, max_queued_tokens: int | None = None) -> System:
+    """Stock vLLM with ``--max-num-batched-tokens chunk``, and ``--max-num-queued-tokens`` if given.
 
     It refuses a budget that does not hold a token of every sequence, so it runs no more of them.
     """
     mode = Mode(mode="fused", chunk=chunk)
-    return System(f"vllm-{chunk}", mode, order="fcfs", stock=True, max_num_seqs=chunk)
+    name = f"vllm-{chunk}" + (f"-queue-{max_queued_tokens}" if max_queued_tokens else "")
+    return System(
+        name,
+        mode,
+        order="fcfs",
+        stock=True,
+        max_num_seqs=chunk,
+        max_queued_tokens=max_queued_tokens,
+    )
+
+
+def stock_named(name: str) -> System:
+    """The stock system of that name, as a plan's ``baseline`` has it."""
+    chunk, _, queued = name.removeprefix("vllm-").partition("-queue-")
+    return stock_system(int(chunk), int(queued) if queued else None)
 
 
 @dataclass(frozen=True)
 class Run:
     """One simulated run; arrays of shape (n,) are by request, in seconds.
 
-    ``uncached`` are the prompt tokens that had to be computed. ``gaps_s`` holds every gap between two tokens of a request, ``owner`` whose it is;
+    ``uncached`` are the prompt tokens that had to be computed. What was refused has its first
+    token at infinity. ``gaps_s`` holds every gap between two tokens of a request, ``owner`` whose
+    it is;
     ``cached_share`` is what the prefix cache had of all prompt tokens.
     """
 
@@ -188,6 +207,7 @@ def _engine(
         record=record,
         early_stop=early_stop,
         cache=cache,
+        max_queued_tokens=system.max_queued_tokens,
     )
 
 
@@ -229,13 +249,15 @@ def usual_hits(requests: Requests, limits: Engine) -> Ints:
 
 def _outcome(engine: SimServer | SimPair, sequences: list[Sequence], requests: Requests) -> Run:
     ends = np.array(engine.step_ends)
-    first = np.array([sequence.spans[0][0] for sequence in sequences])
-    last = np.array([sequence.spans[-1][1] for sequence in sequences])
-    reply_s = np.array([sequence.reply_s for sequence in sequences])
+    first = np.array([each.spans[0][0] if each.spans else 0 for each in sequences])
+    last = np.array([each.spans[-1][1] if each.spans else 0 for each in sequences])
+    reply_s = np.array([inf if each.refused else each.reply_s for each in sequences])
     pieces, owners = [], []
     for sequence in sequences:
         spans = sequence.spans
-        if len(spans) == 1:
+        if not spans:
+            tokens = ends[:1]
+        elif len(spans) == 1:
             tokens = ends[spans[0][0] : spans[0][1] + 1]
         else:
             tokens = np.concatenate([ends[start : stop + 1] for start, stop in spans])

@@ -99,11 +99,12 @@ class Lengths:
         The expectation over decodes drawn at any time from these requests, each as often as it
         has decode steps; ``batch`` is of any shape, and of a batch of 0 or 1 it is 0.
         """
+        sizes, which = np.unique(np.maximum(batch, 1.0), return_inverse=True)
         contexts = self._contexts
         below = np.arange(1, _CONTEXT_PARTS + 1) / _CONTEXT_PARTS
-        up_to = below ** np.maximum(batch, 1.0)[..., None]  # the longest is no longer than
+        up_to = below ** sizes[:, None]  # the longest is no longer than
         longest = np.diff(up_to, prepend=0.0, axis=-1) @ contexts
-        return np.asarray(longest - contexts.mean())
+        return np.asarray((longest - contexts.mean())[which].reshape(np.shape(batch)))
 
     def summary(self) -> Workload:
         """As a plan states it."""

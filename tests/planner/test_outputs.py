@@ -149,7 +149,7 @@ def test_stock_vllm_runs_no_more_sequences_than_its_budget_holds(exact_cpu_profi
         assert max(event.decode_batch for event in run.events) == most
     stock = plan_search.best_stock().system
     assert stock.mode is not None
-    assert stock == stock_system(stock.mode.chunk)
+    assert stock == stock_system(stock.mode.chunk, stock.max_queued_tokens)
 
 
 def test_replay_refuses_another_profile(cpu_profile, plan):

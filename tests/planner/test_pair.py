@@ -123,10 +123,10 @@ def test_an_early_stop_ends_a_hopeless_run(model):
     requests = requests_of(*((0.001 * i, 3000, 10) for i in range(50)))
     system = System("", SPLIT, shares=shares(SPLIT))
     assert (
-        simulate_while(times, limits, requests, system, EarlyStop(Bounds(500, 100), 0, 5)) is None
+        simulate_while(times, limits, requests, system, EarlyStop(Bounds(500.0, 1e9), 0, 5)) is None
     )
     assert (
-        simulate_while(times, limits, requests, system, EarlyStop(Bounds(60_000, 100), 0, 5))
+        simulate_while(times, limits, requests, system, EarlyStop(Bounds(6e4, 1e9), 0, 5))
         is not None
     )
 

@@ -87,7 +87,9 @@ def plan_search() -> PlanSearch:
 
 @pytest.fixture(scope="module")
 def best(plan_search: PlanSearch) -> tuple[Evaluation, Plan]:
-    return plan_search.best_table(4, plan_search.best_stock())
+    (table, *_) = plan_search.best_tables(4, plan_search.best_stock())
+    assert table.plan is not None
+    return plan_search.evaluate(table), table.plan
 
 
 def test_partitions_that_are_hardly_better_are_not_planned(plan_search, best):
