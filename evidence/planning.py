@@ -2,7 +2,6 @@
 
 One row for each profile, trace and pair of bounds: seconds, CPU seconds and peak memory of a
 process that does nothing else (as ``nexus plan``, its imports included), and the plan's rates.
-``--thorough`` plans again with ten times as long a search and says what the quick plan lost.
 """
 
 import argparse
@@ -30,12 +29,11 @@ _LONG = {"median": 6_900.0, "ninth": 27_000.0, "output": 314.0}
 
 @dataclass(frozen=True)
 class Case:
-    """One plan to make; ``thorough`` says what was lost beside a longer search."""
+    """One plan to make."""
 
     profile: Path
     trace: str
     bounds: str
-    thorough: bool = False
 
 
 @dataclass(frozen=True)
