@@ -1,3 +1,3 @@
 """Nexus: share one GPU between prefill and decode of LLM serving, from outside vLLM."""
 
-__version__ = "0.1.1"
+__version__ = "0.2.0"
