@@ -16,10 +16,11 @@ from nexus.commands.options import (
     requests_of,
     say_what_is_cut,
 )
+from nexus.core.admission import LateRefusal
 from nexus.core.errors import UserError
 from nexus.core.io.outputs import check_writable, write_atomically
 from nexus.core.io.terminal import command_line, now, progress
-from nexus.core.plan import Workload, write_plan
+from nexus.core.plan import Plan, Workload, write_plan
 from nexus.core.slo import Bounds
 from nexus.planner.workload.requests import Lengths, Requests, lengths_of
 from nexus.profiles.schema import Profile, read_profile
@@ -148,6 +149,7 @@ def plan(
         return
     write_plan(output, made)
     typer.echo(describe(made, measured, workload))
+    typer.echo(_how_to_refuse(made))
     modes = f"{len(made.modes)} mode{'' if len(made.modes) == 1 else 's'}"
     typer.echo(f"wrote {output}: {len(made.rows)} states, {modes}")
 
@@ -179,6 +181,16 @@ def _plan_static(
     typer.echo(describe(made.plan, measured, lengths_of(workload)))
     typer.echo(made.comparison())
     typer.echo(f"wrote {output}: one share for all states, {next(iter(made.plan.modes))}")
+
+
+def _how_to_refuse(made: Plan) -> str:
+    """What to give a server that is to refuse who would come too late."""
+    tokens = made.workload.input_tokens - made.workload.cached_tokens
+    limit = LateRefusal.of(made, 1.0).backlog_limit(made.bounds.ttft_ms_for(tokens) / 1e3)
+    return (
+        "To refuse rather than to let wait: nexus serve --refuse-late 1, or on stock vLLM"
+        f" --max-num-queued-tokens {limit}."
+    )
 
 
 def _of_one_replica(requests: Requests, replicas: int) -> Requests:
