@@ -20,7 +20,7 @@ help:
 	@echo "make test-fast install, then the linters, the type checker and the tests without engines"
 	@echo "make test-all  the tests against the oldest and the newest vLLM ($(OLDEST_VLLM), $(NEWEST_VLLM))"
 	@echo "make format    let ruff tidy the code"
-	@echo "make lock      resolve the dependencies anew into requirements/lock.txt"
+	@echo "make lock      resolve the dependencies anew into requirements/"
 	@echo "make clean     remove the environments"
 
 install: $(INSTALLED)
@@ -75,7 +75,7 @@ format: $(INSTALLED)
 # In an environment of its own, so that what is installed does not sway the result.
 lock:
 	@$(PYTHON) -m venv .venv-lock
-	@.venv-lock/bin/pip install --quiet --disable-pip-version-check pip-tools
+	@.venv-lock/bin/pip install --quiet --disable-pip-version-check pip-tools uv
 	@.venv-lock/bin/python scripts/lock.py
 
 clean:

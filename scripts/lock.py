@@ -1,4 +1,4 @@
-"""Write requirements/lock.txt: every package that Nexus is tested with, pinned.
+"""Write requirements/lock.txt and gpu.txt: every package that Nexus is tested with, pinned.
 
 `make lock` runs this. The list serves each vLLM CPU build named in `BUILDS`: it holds
 their dependencies, ours and the developers' tools, but not the builds themselves.
@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILDS = ("0.28.0", "0.32.0")
 PYTHONS = ("3.11", "3.12")
 TORCH = "torch==2.13.0"
+
+# For a GPU: CUPTI's package is that of the CUDA release which torch is built for.
+GPU = ("vllm==0.33.0", "cupti-python>=13.0,<13.1", "cuda-core", "nvidia-ml-py")
+GPU_PYTHON = "3.12"
 
 # What the builds ask for and the list leaves out.
 LEFT_OUT = {
@@ -83,8 +87,28 @@ def compile_pins(requirements: set[str], output: Path) -> None:
     subprocess.run([*command, "--output-file", str(output), str(source)], check=True)
 
 
+GPU_HEADER = f"""\
+# Written by `make lock`; do not edit.
+# For a GPU machine with Python {GPU_PYTHON}; nexus itself is installed beside it.
+"""
+
+
+def lock_gpu() -> None:
+    """Resolve what a GPU machine needs, for Linux, wherever this runs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = "\n".join([*GPU, *project["dependencies"]])
+    options = ["--quiet", "--no-header", "--no-annotate", "--python-version", GPU_PYTHON]
+    command = [sys.executable, "-m", "uv", "pip", "compile", *options]
+    platform = ["--python-platform", "x86_64-manylinux_2_28", "-"]
+    found = subprocess.run(
+        [*command, *platform], input=wanted, check=True, capture_output=True, text=True
+    )
+    (ROOT / "requirements" / "gpu.txt").write_text(GPU_HEADER + found.stdout)
+
+
 def main() -> None:
-    """Resolve, clean and write the list."""
+    """Resolve, clean and write the lists."""
+    lock_gpu()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         requirements = {TORCH, "setuptools>=78.1.1,<81", *own_requirements()}

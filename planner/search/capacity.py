@@ -12,9 +12,9 @@ tokens are). They weigh the choice of each state's mode.
 
 from dataclasses import dataclass
 
+import cvxpy as cp
 import numpy as np
 from scipy import sparse
-from scipy.optimize import linprog
 
 from nexus.core.arrays import Bools, Floats, Ints
 from nexus.core.errors import NexusError
@@ -160,20 +160,18 @@ def _solve_program(up: Floats, down: Floats, level: Ints, top: int) -> Floats:
     boundary = np.concatenate([level[rises], level[falls] - 1])
     choice = np.concatenate([columns[rises], columns[falls]])
     balance = sparse.csr_matrix((flows, (boundary, choice)), shape=(top, len(up)))
-    told = ""
-    balance.eliminate_zeros()
-    for presolve in (True, False):  # which gives up now and then
-        found = linprog(
-            -(up * unit),
-            A_eq=sparse.vstack([balance, sparse.csr_matrix(unit)]),
-            b_eq=np.append(np.zeros(top), 1.0),
-            method="highs",
-            options={"presolve": presolve},
-        )
-        if found.x is not None:
-            return np.asarray(np.maximum(found.x, 0.0) * unit)
-        told = found.message
-    raise NexusError(f"the capacity program ended with: {told}")
+    traffic = cp.Variable(len(up), nonneg=True)
+    problem = cp.Problem(
+        cp.Maximize((up * unit) @ traffic), [balance @ traffic == 0, unit @ traffic == 1]
+    )
+    for solver in (cp.HIGHS, cp.CLARABEL):
+        try:
+            problem.solve(solver=solver)
+        except cp.error.SolverError:
+            continue
+        if problem.status == cp.OPTIMAL and traffic.value is not None:
+            return np.asarray(np.maximum(traffic.value, 0.0) * unit)
+    raise NexusError(f"the capacity program ended as {problem.status}")
 
 
 def _worth_of_a_sequence(
