@@ -8,7 +8,7 @@ from nexus.planner.report.replay import plan_system
 from nexus.planner.search.plan_search import PlanSearch
 from nexus.planner.simulator.idle import IdleServer
 from nexus.planner.simulator.metrics import Waits
-from nexus.planner.simulator.simulate import stock_system
+from nexus.planner.simulator.simulate import stock_named
 
 _LOADS = (0.8, 1.1)  # of what the plan sustains
 
@@ -35,7 +35,7 @@ def waits_of(plan: Plan, plan_search: PlanSearch) -> WaitsTable:
     sustained = said.capacity_per_s or said.limit_per_s or 1.0
     longest = int(evaluator.requests.lengths.inputs.max())
     idle = IdleServer.of(evaluator.times, evaluator.limits, longest)
-    stock = stock_system(int(said.baseline.removeprefix("vllm-")))
+    stock = stock_named(said.baseline)
     rows = []
     for load in _LOADS:
         for system in (plan_system(plan), stock):

@@ -224,10 +224,21 @@ def test_a_clock_that_is_set_back_does_no_harm(
 
 
 @given(ARRIVALS)
-def test_fcfs_order_is_that_of_arrival_whatever_the_class(rows: list[Any]) -> None:
+def test_fcfs_order_is_that_of_arrival(rows: list[Any]) -> None:
     server = Server(ranker_of("fcfs"))
-    serve(server, prompts_of(rows))
+    serve(server, [prompt._replace(batch=INTERACTIVE) for prompt in prompts_of(rows)])
     assert server.order == sorted(server.order)
+
+
+@given(ARRIVALS, st.lists(st.integers(-3, 3), min_size=1))
+def test_fcfs_has_those_of_a_lower_class_number_first(rows: list[Any], numbers: list[int]) -> None:
+    ranker = ranker_of("fcfs")
+    prompts = [
+        prompt._replace(batch=numbers[at % len(numbers)])
+        for at, prompt in enumerate(prompts_of(rows))
+    ]
+    wanted = sorted(range(len(prompts)), key=lambda at: (prompts[at].batch, at))
+    assert keys_at(ranker, 0.0, *prompts) == [prompts[at].key for at in wanted]
 
 
 @given(ARRIVALS, st.floats(0, 5))

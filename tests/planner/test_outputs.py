@@ -30,7 +30,7 @@ def plan(h200_profile) -> Plan:
 @pytest.fixture(scope="module")
 def shared(h200_profile) -> Plan:
     """Long prompts and answers, so that decodes are many and long, and sharing pays."""
-    return make_plan(h200_profile, Bounds(1000.0, 40.0), Workload("means", 4000.0, 1000.0))
+    return make_plan(h200_profile, Bounds(1000.0, 40.0), Workload("means", 2000.0, 2000.0))
 
 
 @pytest.fixture(scope="module")
