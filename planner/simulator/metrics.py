@@ -27,9 +27,11 @@ class Waits:
 
     @classmethod
     def of(cls, run: Run, idle: IdleServer) -> "Waits":
-        """Of all requests of ``run``."""
-        ttft_ms, slowdown = run.ttft_ms, run.ttft_ms / idle.ttft_of(run.uncached)
-        order = np.argsort(run.uncached, kind="stable")
+        """Of all requests of ``run`` that were not refused."""
+        served = np.isfinite(run.ttft_ms)
+        ttft_ms, uncached = run.ttft_ms[served], run.uncached[served]
+        slowdown = ttft_ms / idle.ttft_of(uncached)
+        order = np.argsort(uncached, kind="stable")
         longest = order[-max(round(_LONGEST * len(order)), 1) :]
         values = (ttft_ms, slowdown, ttft_ms[longest], slowdown[longest])
         return cls(*(Spread.of(each) or _NOTHING for each in values))
