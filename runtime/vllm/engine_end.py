@@ -12,6 +12,7 @@ from nexus.runtime.vllm.compat import LAUNCHERS, since
 EXIT_CODE = 1
 
 _failed: list[str] = []
+_asked_to_end: list[bool] = []  # of this process: one front end
 
 
 @cache
@@ -43,12 +44,18 @@ def _noting(shutdown: Any) -> Any:
 
     @wraps(shutdown)
     def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        manager = getattr(getattr(self.engine_core, "resources", None), "engine_manager", None)
-        ended = [each for each in getattr(manager, "processes", ()) if each.exitcode]
-        _failed.extend(f"{each.name} ended with exit code {each.exitcode}" for each in ended)
+        if not _asked_to_end:  # later the processes have been told to end, or were killed
+            _asked_to_end.append(True)
+            _failed.extend(_ended_by_themselves(self.engine_core))
         return shutdown(self, *args, **kwargs)
 
     return noting
+
+
+def _ended_by_themselves(engine_core: Any) -> list[str]:
+    manager = getattr(getattr(engine_core, "resources", None), "engine_manager", None)
+    ended = [each for each in getattr(manager, "processes", ()) if each.exitcode]
+    return [f"{each.name} ended with exit code {each.exitcode}" for each in ended]
 
 
 def _failing(run: Any) -> Any:

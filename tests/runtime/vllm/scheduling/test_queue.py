@@ -19,6 +19,7 @@ def request(name: int, tokens: int, arrival_s: float) -> Any:
     return SimpleNamespace(
         request_id=str(name), num_tokens=tokens, num_computed_tokens=0,
         arrival_time=arrival_s, num_preemptions=0, status=RequestStatus.WAITING,
+        priority=0, sampling_params=None,
     )  # fmt: skip
 
 
