@@ -244,6 +244,7 @@ class PrefillRanker:
         self.tokens += entry.tokens
         entry.late = self._is_late(entry)
         if entry.front:
+            entry.place = None  # it may still be among those that were chosen
             self._front.appendleft(entry)
             return
         self._lines[entry.batch].enter(entry)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nexus.core.ranking import ORDERS, PrefillOrder, PrefillRanker
@@ -39,6 +39,7 @@ def names(queue: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@example(events=[("add", 1, 0.0), ("step", 2, 0.0), ("preempted", 1, 0.0)])
 @given(
     events=st.lists(
         st.tuples(
