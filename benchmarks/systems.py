@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from nexus.core.errors import UserError
-from nexus.core.ranking import ORDERS, PrefillOrder
+from nexus.core.prefill.ranking import ORDERS, PrefillOrder
 from nexus.runtime.vllm.options import given, value_of
 
 Sharing = Literal["fused", "split", "overlap", "plan", "mps"]

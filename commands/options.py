@@ -9,9 +9,9 @@ import typer
 from nexus.commands.common import profile_here
 from nexus.core.errors import UserError
 from nexus.core.io.terminal import assume, err
-from nexus.core.late_share import LEAST_LATE_SHARE, MOST_LATE_SHARE
 from nexus.core.plan import Plan
-from nexus.core.ranking import DEFAULT_ORDER
+from nexus.core.prefill.late_share import LEAST_LATE_SHARE, MOST_LATE_SHARE
+from nexus.core.prefill.ranking import DEFAULT_ORDER
 from nexus.planner.workload.requests import Lengths, Requests, lengths_of, longest_request
 from nexus.planner.workload.trace_columns import parse_columns
 from nexus.planner.workload.traces import read_trace

@@ -16,11 +16,11 @@ from nexus.commands.options import (
     requests_of,
     say_what_is_cut,
 )
-from nexus.core.admission import LateRefusal
 from nexus.core.errors import UserError
 from nexus.core.io.outputs import check_writable, write_atomically
 from nexus.core.io.terminal import command_line, now, progress
 from nexus.core.plan import Plan, Workload, write_plan
+from nexus.core.prefill.admission import LateRefusal
 from nexus.core.slo import Bounds
 from nexus.planner.workload.requests import Lengths, Requests, lengths_of
 from nexus.profiles.schema import Profile, read_profile

@@ -14,7 +14,7 @@ from nexus.commands.options import (
 )
 from nexus.core.errors import UserError
 from nexus.core.io.terminal import assume, err, quieten
-from nexus.core.late_share import DEFAULT_LATE_SHARE
+from nexus.core.prefill.late_share import DEFAULT_LATE_SHARE
 
 
 def serve(
@@ -64,7 +64,7 @@ def serve(
     if partitioner is PartitionerOption.mps:
         _serve_with_mps(context, model, options, table, force)
         return
-    from nexus.runtime.vllm.server import serve as run
+    from nexus.runtime.vllm.front_end.server import serve as run
 
     run(
         model or demo_model(),

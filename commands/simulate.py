@@ -21,9 +21,9 @@ from nexus.commands.options import (
 )
 from nexus.core.io.outputs import check_writable, write_atomically
 from nexus.core.io.terminal import err
-from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.plan import read_plan
-from nexus.core.ranking import PrefillOrder
+from nexus.core.prefill.late_share import DEFAULT_LATE_SHARE
+from nexus.core.prefill.ranking import PrefillOrder
 from nexus.planner.workload.requests import lengths_of
 from nexus.profiles.schema import read_profile
 from nexus.profiles.shipped import PROFILE_HERE
@@ -59,8 +59,8 @@ def simulate(
 
     Example: nexus simulate plan.yaml --trace azure_conv.csv --rate 16 --stock 8192
     """
+    from nexus.planner.report.chrome import chrome_trace as trace_of
     from nexus.planner.report.replay import plan_system, replay
-    from nexus.planner.simulator.chrome import chrome_trace as trace_of
     from nexus.planner.simulator.simulate import stock_system
 
     order: PrefillOrder = prefill_order.value

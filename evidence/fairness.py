@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from nexus.benchmarks.workloads import requests_at
-from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.plan import Plan, read_plan
+from nexus.core.prefill.late_share import DEFAULT_LATE_SHARE
 from nexus.evidence.curves import table
 from nexus.planner.latency.model import fit_model
 from nexus.planner.latency.steptimes import StepTimes

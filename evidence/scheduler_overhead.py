@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder
+from nexus.core.prefill.ranking import DEFAULT_ORDER, PrefillOrder
 from nexus.runtime.machine import software, this_machine
 from nexus.runtime.vllm.context import ServeContext
 

@@ -45,7 +45,7 @@ from nexus.runtime.vllm.options import (
     with_defaults,
     with_needed_type,
 )
-from nexus.runtime.vllm.unsupported import refuse_whole_prompts
+from nexus.runtime.vllm.support.unsupported import refuse_whole_prompts
 
 WORKER_EXTENSION = "nexus.profiler.worker.ProfilerExtension"
 CPU_MAX_CHUNK = 512

@@ -12,6 +12,6 @@ TABLE = "NEXUS_TABLE"
 def register() -> None:
     """Have vLLM apply the plan that ``NEXUS_TABLE`` names; without it, do nothing."""
     if os.environ.get(TABLE):
-        from nexus.runtime.vllm.plugin import install
+        from nexus.runtime.vllm.front_end.plugin import install
 
         install()

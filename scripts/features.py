@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from nexus.core.io.outputs import write_atomically
-from nexus.runtime.vllm.features import FEATURES
-from nexus.runtime.vllm.support import WAYS, Feature, PassedOn, Way, Works
+from nexus.runtime.vllm.support.features import FEATURES
+from nexus.runtime.vllm.support.support import WAYS, Feature, PassedOn, Way, Works
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "features.md"
 HEAD = """# What works beside a plan
 
-Written by `python scripts/features.py` from `runtime/vllm/features.py`, from which the refusals come
+Written by `python scripts/features.py` from `runtime/vllm/support/features.py`, from which the refusals come
 too.
 
 - *works*: as with stock vLLM; the test below compares them, or sees it at work.

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from nexus.runtime.vllm.front_end.plugin import Settings
 from nexus.runtime.vllm.metrics import COUNTERS, GAUGES
-from nexus.runtime.vllm.plugin import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"

@@ -17,7 +17,7 @@ from nexus.core.errors import UserError
 from nexus.core.plan import Mode, Plan, Row, write_plan
 from nexus.core.policy import Policy
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.server import with_plan
+from nexus.runtime.vllm.front_end.server import with_plan
 from nexus.runtime.vllm.trace import ServeTrace
 
 TOP = 20

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nexus.core.errors import MismatchError
-from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.plan import Plan
-from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder
+from nexus.core.prefill.late_share import DEFAULT_LATE_SHARE
+from nexus.core.prefill.ranking import DEFAULT_ORDER, PrefillOrder
 from nexus.planner.latency.model import fit_model
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.search.goodput import USUAL_LOAD, Evaluator

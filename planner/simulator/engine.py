@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from nexus.core.machine import Engine
 from nexus.core.plan import Mode
 from nexus.core.policy import State
-from nexus.core.ranking import PrefillRanker, Rank
+from nexus.core.prefill.ranking import PrefillRanker, Rank
 from nexus.core.slo import LATE_GAPS
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.simulator.prefix_cache import PrefixCache

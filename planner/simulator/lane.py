@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nexus.core.lane import MAX_PASSES, PASSES_AHEAD, pass_sizes
 from nexus.core.plan import Mode
-from nexus.core.ranking import Rank
+from nexus.core.prefill.ranking import Rank
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.simulator.sequence import Sequence
 

@@ -13,7 +13,7 @@ from math import inf
 from nexus.core.machine import Engine
 from nexus.core.plan import Mode, Shares
 from nexus.core.policy import State
-from nexus.core.ranking import PrefillRanker
+from nexus.core.prefill.ranking import PrefillRanker
 from nexus.planner.latency.steptimes import StepTimes
 from nexus.planner.simulator.engine import SimEngine
 from nexus.planner.simulator.prefix_cache import PrefixCache

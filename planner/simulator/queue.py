@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Hashable, Mapping
 
-from nexus.core.prompts import Prompt
-from nexus.core.ranking import PrefillRanker, Rank
+from nexus.core.prefill.prompts import Prompt
+from nexus.core.prefill.ranking import PrefillRanker, Rank
 from nexus.planner.simulator.sequence import Sequence
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from nexus.core.ranking import Rank
+from nexus.core.prefill.ranking import Rank
 from nexus.core.slo import Bounds
 
 

@@ -15,7 +15,7 @@ from nexus.core.lane import MIN_LANE_TOKENS
 from nexus.core.machine import Engine
 from nexus.core.plan import Mode, Plan
 from nexus.core.policy import State
-from nexus.core.ranking import PrefillRanker
+from nexus.core.prefill.ranking import PrefillRanker
 from nexus.core.slo import has_late_budget
 from nexus.core.tbt import TbtController
 from nexus.planner.latency.steptimes import StepTimes

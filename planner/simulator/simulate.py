@@ -10,11 +10,11 @@ from math import inf
 import numpy as np
 
 from nexus.core.arrays import Bools, Floats, Ints
-from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.machine import Engine
 from nexus.core.plan import Mode, Plan, Shares
 from nexus.core.policy import Policy, State, rate_in_steps
-from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder, PrefillRanker
+from nexus.core.prefill.late_share import DEFAULT_LATE_SHARE
+from nexus.core.prefill.ranking import DEFAULT_ORDER, PrefillOrder, PrefillRanker
 from nexus.core.slo import GOOD_GAPS, Bounds
 from nexus.core.tbt import TbtController
 from nexus.planner.latency.steptimes import StepTimes

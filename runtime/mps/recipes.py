@@ -19,8 +19,8 @@ from nexus.core.plan import Mode, Plan, Shares
 from nexus.runtime.mps.daemon import CONTROL
 from nexus.runtime.mps.part import Recipe
 from nexus.runtime.ports import free_ports
-from nexus.runtime.vllm.features import FEATURES
 from nexus.runtime.vllm.options import spelled, with_defaults
+from nexus.runtime.vllm.support.features import FEATURES
 
 Role = Literal["prefill", "decode"]
 LOCAL = "127.0.0.1"

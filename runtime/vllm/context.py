@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nexus.core.errors import EngineError
-from nexus.core.late_share import DEFAULT_LATE_SHARE
-from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder
+from nexus.core.prefill.late_share import DEFAULT_LATE_SHARE
+from nexus.core.prefill.ranking import DEFAULT_ORDER, PrefillOrder
 
 
 @dataclass(frozen=True)

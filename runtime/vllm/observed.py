@@ -11,8 +11,8 @@ from nexus.runtime.vllm.compat import KVConnectorOutput, Scheduler, SchedulerOut
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.lane import LaneConnector
 from nexus.runtime.vllm.metrics import SchedulerMetrics
+from nexus.runtime.vllm.support.unsupported import refuse_whole_prompts
 from nexus.runtime.vllm.trace import FIRST_TOKENS, LEFT_LANE, STEPS, ServeTrace
-from nexus.runtime.vllm.unsupported import refuse_whole_prompts
 from nexus.runtime.vllm.watch import Scheduled, StepWatch
 
 _FEW = 64  # requests that have ended may be remembered

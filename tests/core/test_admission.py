@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.core.admission import LateRefusal
+from nexus.core.prefill.admission import LateRefusal
 
 TOKENS = st.integers(1, 100_000)
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexus.core.late_share import STEPS_OF_SLACK
-from nexus.core.prompts import BATCH, INTERACTIVE, Prompt
-from nexus.core.ranking import ORDERS, PrefillOrder, PrefillRanker
+from nexus.core.prefill.late_share import STEPS_OF_SLACK
+from nexus.core.prefill.prompts import BATCH, INTERACTIVE, Prompt
+from nexus.core.prefill.ranking import ORDERS, PrefillOrder, PrefillRanker
 from nexus.core.slo import Bounds
 
 CHUNK, STEP_S = 512, 0.02

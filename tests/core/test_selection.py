@@ -6,7 +6,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.core.selection import most_on_time, shortest_first
+from nexus.core.prefill.selection import most_on_time, shortest_first
 
 PER_S = 20_000.0
 

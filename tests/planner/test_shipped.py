@@ -8,8 +8,8 @@ import pytest
 
 from nexus.benchmarks.workloads import TRACES
 from nexus.core.io.documents import Provenance
-from nexus.core.late_share import LEAST_LATE_SHARE
 from nexus.core.plan import Plan
+from nexus.core.prefill.late_share import LEAST_LATE_SHARE
 from nexus.core.slo import Bounds
 from nexus.planner.latency.frontier import fused_modes
 from nexus.planner.latency.model import check, fit_model

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from nexus.core.arrays import Floats
 from nexus.core.machine import Engine
 from nexus.core.plan import Mode
-from nexus.core.ranking import ORDERS
+from nexus.core.prefill.ranking import ORDERS
 from nexus.core.slo import Bounds
 from nexus.planner.latency.frontier import mode_times, shared_modes
 from nexus.planner.latency.model import LatencyModel, fit_model
 from nexus.planner.latency.shape import Shape
 from nexus.planner.latency.steptimes import StepTimes
-from nexus.planner.simulator.chrome import chrome_trace
+from nexus.planner.report.chrome import chrome_trace
 from nexus.planner.simulator.idle import IdleServer
 from nexus.planner.simulator.metrics import Metrics, Waits
 from nexus.planner.simulator.simulate import Run, System, simulate, stock_system

@@ -19,7 +19,7 @@ from nexus.core.attention import SPLIT_ATTENTION_MAX_CONTEXT
 from nexus.core.errors import EngineError
 from nexus.runtime.vllm.compat import CUDAGraphMode
 from nexus.runtime.vllm.graphs.phase_attention import AttentionKind, PhaseAttention, can_split
-from nexus.runtime.vllm.unsupported import refuse_unsupported
+from nexus.runtime.vllm.support.unsupported import refuse_unsupported
 
 _KINDS: tuple[AttentionKind, ...] = ("joint", "per phase")
 _REPLAYS = 3

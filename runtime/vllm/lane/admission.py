@@ -5,7 +5,7 @@ from typing import Any
 
 from nexus.core.lane import MIN_LANE_TOKENS, PASSES_AHEAD
 from nexus.core.plan import Mode
-from nexus.core.ranking import Rank
+from nexus.core.prefill.ranking import Rank
 from nexus.runtime.vllm.compat import Request
 from nexus.runtime.vllm.lane.queue import LanePrompt
 from nexus.runtime.vllm.lane.step import LaneReport, LaneStep

@@ -8,7 +8,7 @@ from nexus.core.errors import EngineError
 from nexus.core.machine import Machine
 from nexus.core.plan import Plan
 from nexus.runtime.machine import seen_apart
-from nexus.runtime.vllm.unsupported import refuse_unsupported
+from nexus.runtime.vllm.support.unsupported import refuse_unsupported
 
 _WORKERS = "nexus.runtime.vllm.worker"
 

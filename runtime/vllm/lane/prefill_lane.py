@@ -21,7 +21,7 @@ from nexus.runtime.partition.gemms import sized_for
 from nexus.runtime.vllm.compat import set_forward_context, workspace
 from nexus.runtime.vllm.lane.attention import Attention, LaneAttention
 from nexus.runtime.vllm.lane.pass_inputs import FlatRows, PassInputs, PassTensors, Row, flatten
-from nexus.runtime.vllm.unsupported import refuse_unsupported
+from nexus.runtime.vllm.support.unsupported import refuse_unsupported
 
 MAX_ROWS = 32
 """Prompts in one pass."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nexus.core.ranking import Rank
+from nexus.core.prefill.ranking import Rank
 from nexus.runtime.vllm.lane.pass_inputs import Row
 
 

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 
-from nexus.core.prompts import BATCH, INTERACTIVE, Prompt
-from nexus.core.ranking import PrefillRanker, Rank
+from nexus.core.prefill.prompts import BATCH, INTERACTIVE, Prompt
+from nexus.core.prefill.ranking import PrefillRanker, Rank
 from nexus.runtime.vllm.compat import Request, RequestQueue
-from nexus.runtime.vllm.requests import own_ttft_s_of
+from nexus.runtime.vllm.front_end.requests import own_ttft_s_of
 from nexus.runtime.vllm.scheduling.prefix import PrefixCache
 
 _FIRST_OF_ALL: Rank = (-math.inf,)

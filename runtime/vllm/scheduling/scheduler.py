@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import Any
 
 from nexus.core.policy import State, rate_in_steps
-from nexus.core.ranking import PrefillRanker
+from nexus.core.prefill.ranking import PrefillRanker
 from nexus.core.slo import has_late_budget
 from nexus.runtime.vllm.compat import (
     SEATS_BESIDE_HELD_BLOCKS,

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from nexus.core.io.documents import Provenance
-from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.machine import Engine, Machine, Model
 from nexus.core.plan import Axes, Mode, Plan, Prediction, Row, Workload, read_plan, write_plan
+from nexus.core.prefill.late_share import DEFAULT_LATE_SHARE
 from nexus.core.slo import Bounds
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -55,7 +55,7 @@ def test_gives_what_is_listed_and_nothing_else() -> None:
 
 
 def test_costs_no_import_of_vllm_where_none_is_asked_for() -> None:
-    modules = "nexus.cli, nexus.runtime.vllm.server, nexus.runtime.vllm.compat as door"
+    modules = "nexus.cli, nexus.runtime.vllm.front_end.server, nexus.runtime.vllm.compat as door"
     code = f"import sys, {modules}; door.all_names(); sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

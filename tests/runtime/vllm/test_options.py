@@ -11,6 +11,7 @@ import pytest
 from nexus.commands.common import model_and_options
 from nexus.core.errors import DocumentError, EngineError
 from nexus.core.machine import Engine, Model
+from nexus.runtime.vllm.front_end.server import serve
 from nexus.runtime.vllm.options import (
     from_file,
     given,
@@ -22,7 +23,6 @@ from nexus.runtime.vllm.options import (
     with_defaults,
     with_needed_type,
 )
-from nexus.runtime.vllm.server import serve
 
 MODEL = Model("m", "0" * 16, "bfloat16", 2, 64, 2, 1, 32, 4096)
 ENGINE = Engine(1024, 64, 16, 100_000, enforce_eager=True)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from nexus.core.errors import EngineError, UserError
-from nexus.runtime.vllm import plugin
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.server import with_plan
+from nexus.runtime.vllm.front_end import plugin
+from nexus.runtime.vllm.front_end.server import with_plan
 
 ASLEEP = """
 import sys

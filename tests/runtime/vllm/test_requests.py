@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.core.admission import LateRefusal
+from nexus.core.prefill.admission import LateRefusal
 from nexus.core.slo import Bounds
 from nexus.runtime.server_process import Server
-from nexus.runtime.vllm.requests import TTFT_ARG, RequestCheck, own_ttft_s
+from nexus.runtime.vllm.front_end.requests import TTFT_ARG, RequestCheck, own_ttft_s
 
 PROMPT = {"prompt_token_ids": [1] * 100}
 

@@ -13,7 +13,7 @@ from vllm import SamplingParams
 from nexus.core.errors import UserError
 from nexus.core.plan import Mode
 from nexus.runtime.vllm import trace
-from nexus.runtime.vllm.server import serve
+from nexus.runtime.vllm.front_end.server import serve
 from nexus.runtime.vllm.trace import STEPS, ServeTrace
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from nexus.core.errors import EngineError
 from nexus.runtime.mps.recipes import check_options
-from nexus.runtime.vllm.features import FEATURES
 from nexus.runtime.vllm.options import parse_serve
-from nexus.runtime.vllm.support import WAYS, Feature, Way, Works
-from nexus.runtime.vllm.unsupported import refuse_given, refuse_used
+from nexus.runtime.vllm.support.features import FEATURES
+from nexus.runtime.vllm.support.support import WAYS, Feature, Way, Works
+from nexus.runtime.vllm.support.unsupported import refuse_given, refuse_used
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "features.py"))

@@ -10,7 +10,7 @@ import pytest
 
 from nexus.core.errors import EngineError
 from nexus.core.plan import Mode
-from nexus.runtime.vllm.server import serve
+from nexus.runtime.vllm.front_end.server import serve
 
 pytestmark = pytest.mark.engine
 

@@ -19,7 +19,7 @@ from nexus.evidence.lane.handover import summary
 from nexus.evidence.lane.tracefile import read_trace
 from nexus.runtime.machine import config_hash, this_machine
 from nexus.runtime.server_process import Server
-from nexus.runtime.vllm.server import serve
+from nexus.runtime.vllm.front_end.server import serve
 
 ROOT = Path(__file__).resolve().parents[4]
 OVERLAP = Mode("overlap", 256, prefill_sms=1)

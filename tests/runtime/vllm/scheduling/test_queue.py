@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nexus.core.ranking import ORDERS, PrefillOrder, PrefillRanker
+from nexus.core.prefill.ranking import ORDERS, PrefillOrder, PrefillRanker
 from nexus.core.slo import Bounds
 
 pytestmark = pytest.mark.engine

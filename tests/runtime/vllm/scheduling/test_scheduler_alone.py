@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nexus.core.ranking import ORDERS
+from nexus.core.prefill.ranking import ORDERS
 
 pytestmark = pytest.mark.engine
 

@@ -8,7 +8,7 @@ from heapq import heappop, heappush, heappushpop
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
-from nexus.core.prompts import Entry, Line
+from nexus.core.prefill.prompts import Entry, Line
 
 
 class Due(Protocol):

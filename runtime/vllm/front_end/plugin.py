@@ -18,18 +18,18 @@ from pydantic import BaseModel, Field, ValidationError
 
 from nexus.core.errors import EngineError, UserError
 from nexus.core.io.documents import first_problem
-from nexus.core.late_share import DEFAULT_LATE_SHARE
 from nexus.core.machine import Machine
 from nexus.core.plan import Plan
-from nexus.core.ranking import DEFAULT_ORDER, PrefillOrder
+from nexus.core.prefill.late_share import DEFAULT_LATE_SHARE
+from nexus.core.prefill.ranking import DEFAULT_ORDER, PrefillOrder
 from nexus.runtime.machine import this_machine
 from nexus.runtime.scratch import scratch_folder
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.engine_end import fail_with_the_engine
+from nexus.runtime.vllm.front_end.engine_end import fail_with_the_engine
+from nexus.runtime.vllm.front_end.requests import check_requests
+from nexus.runtime.vllm.front_end.server import check_config, check_trace, plug_in, read_green_plan
 from nexus.runtime.vllm.metrics import OF_ALL_PROCESSES, on_metrics_page
 from nexus.runtime.vllm.options import defaults, files_of, use_every_core
-from nexus.runtime.vllm.requests import check_requests
-from nexus.runtime.vllm.server import check_config, check_trace, plug_in, read_green_plan
 from nexus.runtime.vllm.trace import ServeTrace
 
 _ENVIRONMENT = "NEXUS_"

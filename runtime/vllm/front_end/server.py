@@ -10,7 +10,7 @@ from nexus.core.errors import EngineError, MismatchError, UserError
 from nexus.core.io.outputs import check_writable
 from nexus.core.machine import Machine
 from nexus.core.plan import Plan, read_plan
-from nexus.core.ranking import PrefillOrder
+from nexus.core.prefill.ranking import PrefillOrder
 from nexus.runtime.machine import (
     check_data_type,
     check_machine,
@@ -24,7 +24,7 @@ from nexus.runtime.ports import check_port
 from nexus.runtime.scratch import scratch_folder
 from nexus.runtime.vllm.compat import ERRORS_WITH_A_STATUS, Room, check_installed, since
 from nexus.runtime.vllm.context import ServeContext
-from nexus.runtime.vllm.engine_end import fail_with_the_engine
+from nexus.runtime.vllm.front_end.engine_end import fail_with_the_engine
 from nexus.runtime.vllm.lane import lane_modes, plug_in_graphs, plug_in_lane, refuse_unservable
 from nexus.runtime.vllm.options import (
     files_of,
@@ -35,10 +35,10 @@ from nexus.runtime.vllm.options import (
     with_defaults,
     with_needed_type,
 )
+from nexus.runtime.vllm.support.unsupported import refuse_given, refuse_used, refuse_whole_prompts
 from nexus.runtime.vllm.trace import ServeTrace
-from nexus.runtime.vllm.unsupported import refuse_given, refuse_used, refuse_whole_prompts
 
-_MIDDLEWARE = "nexus.runtime.vllm.requests.RetryAfter"
+_MIDDLEWARE = "nexus.runtime.vllm.front_end.requests.RetryAfter"
 SCHEDULERS = "nexus.runtime.vllm.scheduling.scheduler"
 _SERVES_A_PLAN: tuple[Room, ...] = ("options", "server", "scheduler", "worker", "graphs", "lane")
 

@@ -7,7 +7,7 @@ from itertools import islice
 from math import inf
 from typing import NamedTuple
 
-from nexus.core.late_share import CLASSES
+from nexus.core.prefill.late_share import CLASSES
 
 INTERACTIVE, BATCH = range(CLASSES)
 

@@ -22,10 +22,10 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any, Literal, get_args
 
-from nexus.core.late_share import CLASSES, DEFAULT_LATE_SHARE, STEPS_OF_SLACK, LateShare
 from nexus.core.plan import Plan
-from nexus.core.prompts import BATCH, INTERACTIVE, Entry, Line, Prompt
-from nexus.core.selection import choose_first, steps_to_keep
+from nexus.core.prefill.late_share import CLASSES, DEFAULT_LATE_SHARE, STEPS_OF_SLACK, LateShare
+from nexus.core.prefill.prompts import BATCH, INTERACTIVE, Entry, Line, Prompt
+from nexus.core.prefill.selection import choose_first, steps_to_keep
 from nexus.core.slo import Bounds
 
 PrefillOrder = Literal["deadline", "spf", "fcfs"]

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from nexus.core.admission import LateRefusal
 from nexus.core.plan import read_plan
+from nexus.core.prefill.admission import LateRefusal
 from nexus.core.slo import Bounds
 from nexus.runtime.vllm.context import ServeContext
 

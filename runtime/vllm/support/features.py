@@ -8,7 +8,7 @@ vLLM, or sees it at work.
 from collections.abc import Callable
 from typing import Any
 
-from nexus.runtime.vllm.support import Feature, PassedOn, Refused, Works
+from nexus.runtime.vllm.support.support import Feature, PassedOn, Refused, Works
 
 UNTESTED = Refused("compared with stock vLLM by no test")
 ONE_STEP = Refused("its passes are those of one engine on one GPU")

@@ -7,8 +7,8 @@ layers tell, by the lane's worker.
 from typing import Any
 
 from nexus.core.errors import EngineError
-from nexus.runtime.vllm.features import FEATURES
-from nexus.runtime.vllm.support import WAYS, Way
+from nexus.runtime.vllm.support.features import FEATURES
+from nexus.runtime.vllm.support.support import WAYS, Way
 
 
 def refuse_used(config: Any, way: Way) -> None:

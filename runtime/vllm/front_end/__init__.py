@@ -1,0 +1,1 @@
+"""What runs in vLLM's API server processes, and before them."""

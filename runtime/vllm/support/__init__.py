@@ -1,0 +1,1 @@
+"""Which features of vLLM work beside a plan."""
