@@ -62,7 +62,7 @@ tests: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-fast: check
-	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not engine and not slow"
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not engine"
 
 test-all:
 	$(MAKE) tests VENV=.venv-$(OLDEST_VLLM) VLLM=$(OLDEST_VLLM)

@@ -101,7 +101,7 @@ def plan(
 
     Exit code 3 when nothing meets the bounds.
 
-    Example: nexus plan profile.yaml --ttft-ms 1000 --tbt-ms 25 --trace azure_conv.csv
+    Example: nexus plan profile.yaml --ttft-ms 1000 --tbt-ms 25 --trace mine.csv
     """
     from nexus.planner.latency.model import check as errors_of
     from nexus.planner.report.export import export_pdmux

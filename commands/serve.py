@@ -61,6 +61,8 @@ def serve(
 
         model = read_plan(table).model.name
         assume(f"model {model} (the plan's)")
+    if table is None and (idle := _given(context, "prefill_order", "late_share", "refuse_late")):
+        raise UserError(f"{idle} needs --table: stock vLLM orders and admits as it does")
     if partitioner is PartitionerOption.mps:
         _serve_with_mps(context, model, options, table, force)
         return
@@ -78,6 +80,15 @@ def serve(
     )
 
 
+def _given(context: typer.Context, *names: str) -> str:
+    """The first of these options that the command line has; empty if it has none."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            return f"--{name.replace('_', '-')}"
+    return ""
+
+
 def _serve_with_mps(
     context: typer.Context, model: str | None, options: list[str], table: Path | None, force: bool
 ) -> None:
@@ -85,9 +96,6 @@ def _serve_with_mps(
 
     if model is None or table is None:
         raise UserError("--partitioner mps needs --table: `nexus plan --partitioner mps` makes one")
-    for name in ("prefill_order", "late_share", "trace", "refuse_late"):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} cannot be combined with --partitioner mps: stock engines")
+    if option := _given(context, "prefill_order", "late_share", "trace", "refuse_late"):
+        raise UserError(f"{option} cannot be combined with --partitioner mps: stock engines")
     run(model, options, table, lambda line: err.print(line, soft_wrap=True, markup=False), force)

@@ -57,7 +57,7 @@ def simulate(
 ) -> None:
     """Serve requests with a plan in virtual time, by the policy that serves for real.
 
-    Example: nexus simulate plan.yaml --trace azure_conv.csv --rate 16 --stock 8192
+    Example: nexus simulate plan.yaml --trace mine.csv --rate 16 --stock 8192
     """
     from nexus.planner.report.chrome import chrome_trace as trace_of
     from nexus.planner.report.replay import plan_system, replay

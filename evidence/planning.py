@@ -147,9 +147,9 @@ def main() -> None:
     parser.add_argument("--bounds", action="append", help="only these, as TTFT/TBT in ms")
     parser.add_argument("--at-once", type=int, default=1, help="plans at a time")
     args = parser.parse_args()
-    here = (ROOT / "profiles/h200", ROOT / "evidence/results/h200/vllm-0.33")
+    here = (ROOT / "profiles/h200", ROOT / "evidence/results/h200/vllm-0.26")
     profiles = args.profile or sorted(path for folder in here for path in folder.glob("*.yaml"))
-    known = sorted(str(path) for path in (ROOT / "benchmarks/traces").glob("*.csv"))
+    known = sorted(str(path) for path in (ROOT / "benchmarks/traces").glob("*.csv.gz"))
     traces = args.trace or [*known, "short", "mixed", "long", "long-ticks", *args.traces]
     bounds = args.bounds or BOUNDS
     cases = [Case(p, t, b) for p in profiles for t in traces for b in bounds]

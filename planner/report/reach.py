@@ -28,6 +28,6 @@ def reach_of_bound(plan: Plan, profile: Profile, lengths: Lengths) -> list[str]:
     slope = _TIMES_IDLE * idle.ms_per_1k_tokens()
     return [
         f"{reach}: on an idle server the longest takes {alone_ms.max():.0f} ms. "
-        f"--ttft-ms-per-1k-tokens {slope:.2g} allows each {_TIMES_IDLE} times what its tokens "
+        f"--ttft-ms-per-1k-tokens {slope:.3g} allows each {_TIMES_IDLE} times what its tokens "
         "take there."
     ]
