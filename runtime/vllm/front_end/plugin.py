@@ -24,10 +24,17 @@ from nexus.core.prefill.late_share import DEFAULT_LATE_SHARE
 from nexus.core.prefill.ranking import DEFAULT_ORDER, PrefillOrder
 from nexus.runtime.machine import this_machine
 from nexus.runtime.scratch import scratch_folder
+from nexus.runtime.vllm.compat import check_installed
 from nexus.runtime.vllm.context import ServeContext
 from nexus.runtime.vllm.front_end.engine_end import fail_with_the_engine
 from nexus.runtime.vllm.front_end.requests import check_requests
-from nexus.runtime.vllm.front_end.server import check_config, check_trace, plug_in, read_green_plan
+from nexus.runtime.vllm.front_end.server import (
+    SERVES_A_PLAN,
+    check_config,
+    check_trace,
+    plug_in,
+    read_green_plan,
+)
 from nexus.runtime.vllm.metrics import OF_ALL_PROCESSES, on_metrics_page
 from nexus.runtime.vllm.options import defaults, files_of, use_every_core
 from nexus.runtime.vllm.trace import ServeTrace
@@ -90,6 +97,7 @@ def apply(arguments: Any) -> tuple[Plan, bool]:
     """
     settings = Settings.of_environment()
     plan, machine = read_green_plan(settings.table), this_machine()
+    check_installed(*SERVES_A_PLAN, device=machine.device)
     _set_defaults(arguments, plan, machine)
     trace = settings.trace and settings.trace.absolute()
     if trace is not None and _is_first(arguments):

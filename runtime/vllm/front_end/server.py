@@ -40,7 +40,7 @@ from nexus.runtime.vllm.trace import ServeTrace
 
 _MIDDLEWARE = "nexus.runtime.vllm.front_end.requests.RetryAfter"
 SCHEDULERS = "nexus.runtime.vllm.scheduling.scheduler"
-_SERVES_A_PLAN: tuple[Room, ...] = ("options", "server", "scheduler", "worker", "graphs", "lane")
+SERVES_A_PLAN: tuple[Room, ...] = ("options", "server", "scheduler", "worker", "graphs", "lane")
 
 
 def serve(
@@ -101,7 +101,7 @@ def with_plan(
         config_hash(model, arguments)  # no such model: said before vLLM says it at length
         return arguments, None
     plan = read_green_plan(context.table)
-    check_installed("options", device=machine.device)
+    check_installed(*SERVES_A_PLAN, device=machine.device)
     arguments = _arguments(model, options, plan, machine)
     plug_in(arguments, plan, context, machine, force)
     return arguments, plan
@@ -125,7 +125,6 @@ def plug_in(
     They are vLLM's options, parsed, or its ``EngineArgs``. Raises UserError when the plan does
     not fit the model, machine or software (unless ``force``), or an option is refused.
     """
-    check_installed(*_SERVES_A_PLAN, device=machine.device)
     if not force:
         check_machine(plan.machine, machine, context.table.name)
         check_model(plan.model, arguments.model, context.table.name, arguments)
