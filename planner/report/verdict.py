@@ -2,6 +2,7 @@
 
 from nexus.core.plan import Plan, Prediction, Shares
 from nexus.planner.report.reach import reach_of_bound
+from nexus.planner.simulator.simulate import stock_named
 from nexus.planner.workload.requests import Lengths, Requests, lengths_of
 from nexus.profiles.schema import Profile
 
@@ -87,9 +88,11 @@ def _against(plan: Plan) -> str:
 
 
 def _flags_of(baseline: str) -> str:
-    budget, _, queued = baseline.removeprefix("vllm-").partition("-queue-")
+    stock = stock_named(baseline)
+    assert stock.mode is not None
+    queued = stock.max_queued_tokens
     bound = f" --max-num-queued-tokens {queued}" if queued else ""
-    return f"--max-num-batched-tokens {budget}{bound}"
+    return f"--max-num-batched-tokens {stock.mode.chunk}{bound}"
 
 
 def _sharing(plan: Plan, profile: Profile) -> str:
