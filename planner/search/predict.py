@@ -65,7 +65,8 @@ def _late_alone(plan_search: PlanSearch) -> Bools:
 
     rows = zip(lengths.inputs.tolist(), lengths.cached.tolist(), strict=True)
     ms = np.array([alone_ms(*row) for row in rows]) * serving.sustained + around_ms
-    return np.asarray(ms > evaluator.bounds.ttft_ms)
+    uncached = (lengths.inputs - lengths.cached).astype(float)
+    return np.asarray(ms > evaluator.bounds.ttft_ms_of(uncached))
 
 
 def binding_limit(plan_search: PlanSearch, best: Evaluation) -> str:

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nexus.core.plan import Plan, read_plan
+from nexus.core.plan import Plan, Workload, read_plan
 from nexus.core.slo import Bounds
 from nexus.planner.report.reach import reach_of_bound
+from nexus.planner.search.predict import _late_alone
+from nexus.planner.search.solve import make_plan_search
 from nexus.planner.workload.requests import Lengths
 from nexus.profiles.schema import Profile, read_profile
 
@@ -43,3 +45,13 @@ def test_the_slope_that_is_named_is_enough_for_the_longest(plan: Plan, profile: 
     sloped = Bounds(200, 25, slope)
     assert sloped.ttft_ms_for(16_000) > 2.5 * longest_ms
     assert reach_of_bound(replace(plan, bounds=sloped), profile, LENGTHS) == []
+
+
+def test_a_bound_that_grows_with_the_prompt_is_one_that_it_can_meet(exact_cpu_profile) -> None:
+    by, work = exact_cpu_profile.provenance, Workload("means", 400.0, 20.0)
+    shares = []
+    for slope in (0.0, 1e6):
+        bounds = Bounds(1800.0, 1e4, slope)
+        shares.append(_late_alone(make_plan_search(exact_cpu_profile, bounds, work, by)).mean())
+    assert 0.0 < shares[0] < 1.0
+    assert shares[1] == 0.0
